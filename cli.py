@@ -1,0 +1,200 @@
+"""Command lines: flags from a visible block of defaults or from a dataclass, and errors that end a script in one line.
+
+Only the standard library is imported here, so that a script can say how to activate the environment when a package
+is missing.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ACTIVATE = "run `bash setup.sh` once, then `source .venv/bin/activate`"
+
+
+class UsageError(ValueError):
+    """A wrong value or a missing file; the message says in one line what is wrong and what to do."""
+
+
+@contextlib.contextmanager
+def imports():
+    """`with cli.imports(): import torch` ends the script with one line where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"the package {error.name!r} is missing: {ACTIVATE}")
+
+
+def fail(message: str, status: int = 2) -> typing.NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def writable(folder: Path):
+    """`with cli.writable(folder):` turns a failure to write there into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
+
+
+def run(main: Callable[[], int | None]) -> typing.NoReturn:
+    """Call a script's main function; turn what a user can mend into one line and exit status 2.
+
+    The errors of ours, told by their names so that nothing heavy is imported here, are ValueErrors; any other
+    exception is a bug and keeps its traceback.
+    """
+    ours = ("UsageError", "DataError", "CheckpointError", "ConfigError", "DownloadError")
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ValueError as error:
+        if type(error).__name__ not in ours:
+            raise
+        # An error of a loader process arrives with that process's traceback as its text: its last line is the message.
+        fail(" ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One flag: `--name` with a default, a help text and, where it is one of a few, its choices.
+
+    The type is the default's: a bool becomes `--name / --no-name`, a tuple takes several values. `kind` gives the type
+    where the default is None.
+    """
+
+    name: str
+    default: object
+    help: str
+    choices: tuple = ()
+    kind: type | None = None
+    nargs: int | str | None = None
+    metavar: str | tuple | None = None
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and each flag with its default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=min(118, shutil.get_terminal_size((118, 24)).columns))
+
+    def _get_default_metavar_for_optional(self, action):
+        return (
+            getattr(action.type, "__name__", "value").upper()
+            if action.type
+            else super()._get_default_metavar_for_optional(action)
+        )
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if action.option_strings and "show this help" not in text and "%(default)" not in text:
+            default = action.default
+            if isinstance(default, tuple | list):
+                default = " ".join(map(str, default)) or "none"
+            text += f" (default: {default})".replace("%", "%%")
+        return text
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that suggests the flag that was meant, and answers in one line with exit status 2."""
+
+    def __init__(self, description: str | None):
+        description = (description or "").strip()
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            self.error(
+                f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else f"; see {self.prog} -h")
+            )
+        return parsed
+
+    def error(self, message: str):
+        fail(message)
+
+
+def add_options(parser: argparse.ArgumentParser, groups: dict[str, Iterable[Option]]) -> None:
+    """Add a script's visible block of defaults: {group title: its options}."""
+    for title, options in groups.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option)
+
+
+def add_dataclass(parser: argparse.ArgumentParser, defaults: object, skip: Iterable[str] = ()) -> None:
+    """Add one flag for each field of a configuration dataclass; `metadata` gives its help, group and choices.
+
+    defaults: an instance, whose values the help shows. A flag that is not given is None, so that `given` can tell.
+    """
+    hints = typing.get_type_hints(type(defaults))
+    groups = {group.title: group for group in parser._action_groups}
+    for field in dataclasses.fields(defaults):
+        if field.name in skip:
+            continue
+        title = field.metadata.get("group", type(defaults).__name__)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        kind, nargs = _value_type(hints[field.name])
+        value = getattr(defaults, field.name)
+        shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+        text = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
+        choices = field.metadata.get("choices")
+        extra: dict = {"choices": choices} if choices else {"metavar": kind.__name__.upper()}
+        if nargs:
+            extra["nargs"] = nargs
+        if kind is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        else:
+            extra["type"] = kind
+        groups[title].add_argument(f"--{field.name}", default=None, help=text, **extra)
+
+
+def given(args: argparse.Namespace, cls: type) -> dict[str, object]:
+    """The fields of a dataclass that the command line set, ready for `dataclasses.replace`."""
+    values = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(cls)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v is not None}
+
+
+def _value_type(hint) -> tuple[type, str | None]:
+    """A field's annotation -> (type of one value, nargs)."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], "+"
+    return hint, None
+
+
+def _add(group, option: Option) -> None:
+    flag, default = f"--{option.name}", option.default
+    if isinstance(default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=option.help)
+        return
+    several = isinstance(default, tuple | list)
+    kind = option.kind or (
+        type(default[0]) if several and default else type(default) if default is not None and not several else str
+    )
+    nargs = option.nargs or ("+" if several else None)
+    extra = {"choices": option.choices} if option.choices else {}
+    if option.metavar:
+        extra["metavar"] = option.metavar
+    elif not option.choices:
+        extra["metavar"] = "PATH" if issubclass(kind, Path) else kind.__name__.upper()
+    group.add_argument(flag, type=kind, nargs=nargs, default=default, help=option.help, **extra)
