@@ -1,0 +1,152 @@
+"""Clips: the image of a frame with the label maps of the frame and its history, as the tensors that a model takes.
+
+One rule for sizes: a frame is resized with its aspect kept to fit the image size and padded at the right and the
+bottom (`content_size`); its labels go to the mask size by the same geometry.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.frames import FrameRef, FrameSource, history_index
+from data.labels import NUM_CLASSES, VOID
+from data.transforms import (
+    IS_THING,
+    Augmentation,
+    View,
+    content_size,
+    draw_color,
+    draw_motion,
+    draw_view,
+    view_image,
+    view_labels,
+    view_moved,
+)
+
+__all__ = ["Augmentation", "ClipFormat", "Clips", "FrameRef", "FrameSource", "assign_slots", "content_size"]
+
+# trainId -> semantic code: 0 = void, else trainId + 1.
+_CODE = np.zeros(256, np.uint8)
+_CODE[:NUM_CLASSES] = np.arange(NUM_CLASSES) + 1
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What a model wants of a clip. Raises ValueError where it cannot be had."""
+
+    image_size: tuple[int, int]  # height, width
+    mask_size: tuple[int, int]
+    slots: int  # slot values are 0..slots-1; 0 = none
+    history_offsets: tuple[int, ...] = ()  # in frames, oldest first: (-2, -1)
+
+    def __post_init__(self):
+        offsets = list(self.history_offsets)
+        if any(o >= 0 for o in offsets) or offsets != sorted(set(offsets)):
+            raise ValueError(f"history offsets must be negative, oldest first, as (-2, -1), not {tuple(offsets)}")
+        if not 2 <= self.slots <= 2**15:
+            raise ValueError(f"slots must be 2..{2**15}, not {self.slots}")
+
+
+class Clips(Dataset):
+    """The clips of a data set, one for each of its frames.
+
+    With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
+      image           uint8 (3, H, W)       0 in the padding
+      semantic        uint8 (T + 1, h, w)   code 0..19: trainId + 1, 0 = void
+      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (int16 above 256)
+      semantic_known  bool (T + 1, h, w)    False in void and padding
+      instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
+      history_valid   bool (T,)             False where there is no such frame: its maps are 0 and unknown
+    with the history first, oldest first, and the current frame last.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        fmt: ClipFormat,
+        augment: Augmentation | None = None,
+        fixed_slots: bool = False,
+    ):
+        """augment: None for evaluation; fixed_slots: 1.. in the order of class and id instead of a draw."""
+        self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
+        if source.is_video:
+            self.history = history_index(source.frames, fmt.history_offsets)
+        else:
+            self.history = np.full((len(source.frames), len(fmt.history_offsets)), -1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source.frames)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return self.sample(i, np.random.default_rng(i))
+
+    def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Clip i, with everything random drawn from the generator. Raises DataError for a file that cannot be read."""
+        fmt, augment = self.fmt, self.augment
+        frame, semantic, instance = self.source.read(i)
+        size = semantic.shape
+        view = draw_view(augment, size, fmt.image_size, generator) if augment else View()
+        color = draw_color(augment, generator) if augment else None
+        moved = augment is not None and generator.random() < augment.synthetic_history
+
+        image = np.zeros((3, *fmt.image_size), np.uint8)
+        height, width = content_size(size, fmt.image_size, view.zoom)
+        image[:, :height, :width] = view_image(frame, (height, width), view, color).transpose(2, 0, 1)
+
+        height, width = content_size(size, fmt.mask_size, view.zoom)
+        classes = np.full((len(fmt.history_offsets) + 1, *fmt.mask_size), VOID, np.uint8)
+        ids = np.zeros(classes.shape, np.int32)
+        seen = (slice(None, height), slice(None, width))
+        classes[-1][seen] = view_labels(semantic, (height, width), view)
+        ids[-1][seen] = view_labels(instance, (height, width), view)
+        motion = draw_motion(augment, generator) if moved else None
+        for t, (offset, past) in enumerate(zip(fmt.history_offsets, self.history[i], strict=True)):
+            if motion is not None:
+                maps = view_moved(semantic, instance, (height, width), view, motion, -offset)
+            elif past >= 0:
+                maps = [view_labels(labels, (height, width), view) for labels in self.source.read_labels(past)]
+            else:
+                continue
+            classes[t][seen], ids[t][seen] = maps
+
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator)
+        semantic_known = classes != VOID
+        return {
+            "image": torch.from_numpy(image),
+            "semantic": torch.from_numpy(_CODE[classes]),
+            "instance": torch.from_numpy(slot),
+            "semantic_known": torch.from_numpy(semantic_known),
+            "instance_known": torch.from_numpy(semantic_known & ~no_slot),
+            "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
+        }
+
+
+def assign_slots(
+    semantic: np.ndarray, instance: np.ndarray, slots: int, generator: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
+
+    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
+    order of class and id where the generator is None. Where there are more instances than slots, the larger ones get
+    them. Returns the slots (uint8, int16 where there are more than 256), 0 for stuff; and where a thing has none
+    (crowd, or no slot left), bool; both (T + 1, h, w).
+    """
+    slot = np.zeros(semantic.size, np.uint8 if slots <= 256 else np.int16)
+    thing = np.flatnonzero(IS_THING[semantic])
+    no_slot = np.zeros(semantic.size, bool)
+    ids = instance.ravel()[thing].astype(np.int64)
+    no_slot[thing[ids == 0]] = True
+    thing, ids = thing[ids > 0], ids[ids > 0]
+    key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
+    keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
+    taken = np.sort(np.argsort(-area, kind="stable")[: slots - 1])
+    table = np.zeros(keys.size, slot.dtype)
+    if generator is None:
+        table[taken] = np.arange(1, taken.size + 1)
+    else:
+        table[taken] = 1 + generator.choice(slots - 1, taken.size, replace=False)
+    slot[thing] = table[index]
+    no_slot[thing[slot[thing] == 0]] = True
+    return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)

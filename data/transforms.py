@@ -1,0 +1,243 @@
+"""Transforms of a clip: drawn once for all its frames, then applied to the image and to every label map alike.
+
+Everything random comes from a NumPy generator that the caller seeds; no global state is read. Images are resized
+bilinearly with antialiasing, labels by nearest neighbour at pixel centres.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from data.labels import NUM_CLASSES, THINGS, VOID, DataError
+
+IS_THING = np.isin(np.arange(256), THINGS)
+
+
+def _flag(default, text: str):
+    return field(default=default, metadata={"help": text, "group": "augmentation"})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How clips are varied in training. Raises ValueError for values outside their range."""
+
+    scale_range: tuple[float, float] = _flag((0.8, 1.5), "scale jitter, as factors of the size that fits the image")
+    crop: bool = _flag(True, "place the window at random where the scaled frame is larger than the image (else centre)")
+    flip: float = _flag(0.5, "probability of mirroring the clip left to right")
+    brightness: float = _flag(0.2, "brightness factor drawn from 1 +- this")
+    contrast: float = _flag(0.2, "contrast factor drawn from 1 +- this")
+    saturation: float = _flag(0.2, "saturation factor drawn from 1 +- this")
+    hue: float = _flag(0.02, "hue shift drawn from +- this, as a fraction of the colour circle")
+    synthetic_history: float = _flag(
+        0.0, "probability that the history is the current frame's mask, moved at random; still images have no other"
+    )
+    motion_shift: float = _flag(0.03, "synthetic history: largest shift a frame, as a fraction of the frame's size")
+    motion_zoom: float = _flag(0.03, "synthetic history: largest change of scale a frame, as a fraction")
+    motion_rotation: float = _flag(1.0, "synthetic history: largest rotation a frame, in degrees")
+    motion_object: float = _flag(0.1, "synthetic history: largest own shift of an object, as a fraction of its size")
+
+    def __post_init__(self):
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise DataError(f"scale_range must be two positive factors, the smaller one first, not {self.scale_range}")
+        for name in ("flip", "synthetic_history", "brightness", "contrast", "saturation", "motion_zoom"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} must be 0..1, not {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise DataError(f"hue must be 0..0.5, not {self.hue}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom: float = 1.0) -> tuple[int, int]:
+    """The (height, width) that a frame takes in a target: aspect kept, as large as fits, at the target's top left.
+
+    What is right of it and below is padding. With a zoom above 1 the frame overlaps and the size is the target's.
+    """
+    scale = min(target_size[0] / frame_size[0], target_size[1] / frame_size[1]) * zoom
+    height, width = (min(t, max(1, round(f * scale))) for f, t in zip(frame_size, target_size, strict=True))
+    return height, width
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of the frame that is seen, in fractions of its size, and how large it is drawn. One for a whole clip."""
+
+    zoom: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+
+def draw_view(
+    augment: Augmentation, frame_size: tuple[int, int], image_size: tuple[int, int], generator: np.random.Generator
+) -> View:
+    """Scale jitter (uniform in its logarithm), crop and flip."""
+    low, high = (math.log(s) for s in augment.scale_range)
+    zoom = math.exp(low + (high - low) * generator.random())
+    scale = min(image_size[0] / frame_size[0], image_size[1] / frame_size[1]) * zoom
+    height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
+    down, right = generator.random(2) if augment.crop else (0.5, 0.5)
+    flip = bool(generator.random() < augment.flip)
+    return View(zoom, down * (1 - height), right * (1 - width), height, width, flip)
+
+
+def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixel centres of a (height, width) drawing lie in the frame: y (height,), x (width,) in its pixels.
+
+    Frame pixel i spans i..i+1, so floor gives the nearest pixel.
+    """
+    (fh, fw), (height, width) = frame_size, size
+    y = (np.arange(height) + 0.5) * (view.height * fh / height) + view.top * fh
+    x = (np.arange(width) + 0.5) * (view.width * fw / width) + view.left * fw
+    return y, x[::-1] if view.flip else x
+
+
+def _nearest(position: np.ndarray, count: int) -> np.ndarray:
+    # The small constant keeps a centre that falls on an edge between two pixels from depending on rounding errors.
+    return np.clip((position + 1e-6).astype(np.intp), 0, count - 1)
+
+
+def view_labels(labels: np.ndarray, size: tuple[int, int], view: View) -> np.ndarray:
+    """A label map (H, W) as seen: (height, width), nearest neighbour."""
+    y, x = sample_grid(labels.shape, size, view)
+    return labels.take(_nearest(y, labels.shape[0]), axis=0).take(_nearest(x, labels.shape[1]), axis=1)
+
+
+def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.ndarray | None = None) -> np.ndarray:
+    """An image uint8 (H, W, 3) as seen: (height, width, 3), bilinear with antialiasing, then the colour transform."""
+    fh, fw = image.shape[:2]
+    box = (view.left * fw, view.top * fh, (view.left + view.width) * fw, (view.top + view.height) * fh)
+    box = (*box[:2], min(box[2], fw), min(box[3], fh))
+    picture = Image.fromarray(image)
+    if (fh, fw) != tuple(size) or box != (0, 0, fw, fh):
+        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+    if color is not None:
+        mean = np.array(picture.resize((1, 1), Image.Resampling.BOX), np.float64).ravel()
+        picture = picture.convert("RGB", _with_contrast(color, mean))
+    seen = np.asarray(picture)
+    return seen[:, ::-1] if view.flip else seen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colour
+# ---------------------------------------------------------------------------------------------------------------------
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB = np.linalg.inv(_YIQ)
+
+
+def draw_color(augment: Augmentation, generator: np.random.Generator) -> np.ndarray | None:
+    """Brightness, saturation and hue as one 3x3 matrix, with the contrast factor as a fourth row; None for no change.
+
+    All four are linear in RGB (hue is a rotation of the chroma plane of YIQ), so that one pass over the image does.
+    """
+    u = generator.uniform(-1, 1, 4)
+    if not (augment.brightness or augment.contrast or augment.saturation or augment.hue):
+        return None
+    brightness, contrast, saturation = 1 + u[:3] * (augment.brightness, augment.contrast, augment.saturation)
+    angle = 2 * math.pi * augment.hue * u[3]
+    cos, sin = math.cos(angle), math.sin(angle)
+    hue = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
+    gray = np.tile(LUMA, (3, 1))
+    matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * gray) * brightness
+    return np.vstack([matrix, np.full((1, 3), contrast)])
+
+
+def _with_contrast(color: np.ndarray, mean: np.ndarray) -> tuple[float, ...]:
+    """The 12 coefficients of rgb -> contrast * (matrix rgb) + (1 - contrast) * (mean luma of the result)."""
+    contrast = color[3, 0]
+    offset = (1 - contrast) * (LUMA @ color[:3] @ mean)
+    return tuple(np.hstack([contrast * color[:3], np.full((3, 1), offset)]).ravel().tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Synthetic history
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A random constant velocity: an affine motion of the frame, and own shifts of its objects, by one frame."""
+
+    shift: tuple[float, float]  # down, right, in fractions of the frame
+    zoom: float
+    rotation: float  # radians
+    object_shift: float  # largest, in fractions of an object's size
+    seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
+
+
+def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion:
+    u = generator.uniform(-1, 1, 4)
+    return Motion(
+        shift=(float(u[0] * augment.motion_shift), float(u[1] * augment.motion_shift)),
+        zoom=float(1 + u[2] * augment.motion_zoom),
+        rotation=math.radians(u[3] * augment.motion_rotation),
+        object_shift=augment.motion_object,
+        seed=int(generator.integers(2**32)),
+    )
+
+
+def view_moved(
+    semantic: np.ndarray, instance: np.ndarray, size: tuple[int, int], view: View, motion: Motion, frames: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H, W) as seen after `frames` frames of the motion: two maps (height, width); void where nothing moved in.
+
+    Stands in for a past mask of a still image, as in the training of Pix2Seq-D's video model from image data sets:
+    what copies its ids from a moved mask learns to track.
+    """
+    fh, fw = semantic.shape
+    y, x = sample_grid((fh, fw), size, view)
+    # The map goes from the drawing to the frame: the inverse of the motion, about the frame's centre.
+    angle, scale = -motion.rotation * frames, motion.zoom**-frames
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    dy = y[:, None] - fh / 2 - motion.shift[0] * frames * fh
+    dx = x[None, :] - fw / 2 - motion.shift[1] * frames * fw
+    rows, columns = np.floor(cos * dy - sin * dx + fh / 2), np.floor(sin * dy + cos * dx + fw / 2)
+    inside = (rows >= 0) & (rows < fh) & (columns >= 0) & (columns < fw)
+    flat = (_nearest(rows, fh) * fw + _nearest(columns, fw)).ravel()
+    moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
+    moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
+    if motion.object_shift > 0:
+        _move_objects(moved_semantic, moved_instance, motion, frames)
+    return moved_semantic, moved_instance
+
+
+def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float) -> None:
+    """Shift each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
+    key = np.where(IS_THING[semantic], instance.astype(np.int64) * NUM_CLASSES + semantic, 0)
+    key[instance == 0] = 0
+    objects = []
+    for k in np.unique(key[key > 0]):
+        rows, columns = np.nonzero(key == k)
+        speed = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 2) * motion.object_shift
+        # An object moves along the street more than up and down.
+        down, right = np.round(speed * (0.3, 1.0) * frames * math.sqrt(rows.size)).astype(int)
+        if down or right:
+            objects.append((rows, columns, down, right, semantic[rows[0], columns[0]], instance[rows[0], columns[0]]))
+    for rows, columns, *_ in objects:
+        key[rows, columns] = -1
+    hole = key == -1
+    if not hole.any():
+        return
+    column = np.arange(semantic.shape[1])
+    left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
+    right_of = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
+    origin = np.where(left >= 0, left, right_of)
+    outside = origin >= column.size  # a row that is nothing but objects
+    origin = np.minimum(origin, column.size - 1)
+    semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
+    instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
+    # The lower an object stands, the nearer it is: painted last.
+    for rows, columns, down, right, label, identity in sorted(objects, key=lambda o: o[0].max()):
+        y, x = rows + down, columns + right
+        seen = (y >= 0) & (y < semantic.shape[0]) & (x >= 0) & (x < semantic.shape[1])
+        semantic[y[seen], x[seen]] = label
+        instance[y[seen], x[seen]] = identity

@@ -1,0 +1,62 @@
+"""Small made data for the tests of data/: videos whose images are painted from their labels."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.clips import ClipFormat, FrameRef
+from data.labels import CAR, PERSON, VOID, DataError, write_image, write_panoptic
+
+FORMAT = ClipFormat(image_size=(48, 96), mask_size=(24, 48), slots=16, history_offsets=(-2, -1))
+NO_COLOR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+class Painted:
+    """A made video whose images are painted from their labels: red = 10 * class, green = id, blue 40; void is 0."""
+
+    name, tracked, is_video, root, split = "painted", (PERSON, CAR), True, None, "train"
+
+    def __init__(self, numbers=range(12), size=(60, 128), objects=5, sequence="a", seed=0):
+        self.frames = [FrameRef(sequence, n) for n in numbers]
+        self.size, self.objects, self.seed = size, objects, seed
+
+    def read_labels(self, i):
+        rng = np.random.default_rng(self.seed)
+        h, w = self.size
+        semantic, instance = np.zeros(self.size, np.uint8), np.zeros(self.size, np.int32)
+        semantic[: h // 3] = 10
+        semantic[-4:] = VOID
+        for k in range(self.objects):
+            y, x = rng.integers(h // 4, h // 2), rng.integers(0, w - 20) + 2 * i
+            semantic[y : y + 20, x : x + 16] = CAR if k % 2 else PERSON
+            instance[y : y + 20, x : x + 16] = 100 + k
+        semantic[-12:-4, :20], instance[-12:-4, :20] = CAR, 0  # crowd
+        return semantic, instance
+
+    def read(self, i):
+        semantic, instance = self.read_labels(i)
+        image = np.stack([semantic * 10, instance, np.full(self.size, 40)], -1).astype(np.uint8)
+        image[semantic == VOID] = 0
+        return image, semantic, instance
+
+
+class Broken(Painted):
+    """Every third frame cannot be read."""
+
+    def read(self, i):
+        if i % 3 == 0:
+            raise DataError(f"frame {i} is broken")
+        return super().read(i)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def make_kitti(folder: Path, numbers=(0, 1, 2, 10), sequence="000000") -> Path:
+    for n in numbers:
+        image, semantic, instance = Painted(seed=n).read(0)
+        write_image(folder / f"{sequence}_{n:06d}_leftImg8bit.png", image)
+        write_panoptic(folder / f"{sequence}_{n:06d}_panoptic.png", semantic, instance)
+    return folder

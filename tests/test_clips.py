@@ -1,0 +1,235 @@
+"""Clips: sizes, unknown pixels, slots, augmentation, synthetic history."""
+
+import numpy as np
+import pytest
+import torch
+from painted import FORMAT, NO_COLOR, Painted, same
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from data.clips import Augmentation, ClipFormat, Clips, assign_slots, content_size
+from data.labels import CAR, PERSON, VOID
+from data.transforms import Motion, View, view_image, view_labels, view_moved
+
+
+def test_missing_history_is_zero_and_unknown():
+    clips = Clips(Painted([0, 1, 2, 7, 8, 9]), FORMAT)
+    assert [clips[i]["history_valid"].tolist() for i in range(6)] == [
+        [False, False], [False, True], [True, True], [False, False], [False, True], [True, True]
+    ]  # fmt: skip
+    sample = clips[4]
+    for name in ("semantic", "instance", "semantic_known", "instance_known"):
+        assert not sample[name][0].any()
+        assert sample[name][1].any()
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_content_size_fits_and_keeps_the_aspect():
+    assert content_size((375, 1242), (96, 320)) == (96, 318)
+    assert content_size((1024, 2048), (96, 320)) == (96, 192)
+    assert content_size((100, 10000), (48, 96)) == (1, 96)
+    assert content_size((48, 96), (48, 96)) == (48, 96)
+    assert content_size((60, 128), (48, 96), zoom=0.5) == (22, 48)
+    assert content_size((60, 128), (48, 96), zoom=3.0) == (48, 96)
+
+
+def test_resizing_agrees_with_torchvision():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 255, (188, 621)).astype(np.uint8)
+    size = content_size(labels.shape, (96, 320))
+    exact = tv.resize(torch.from_numpy(labels)[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    np.testing.assert_array_equal(view_labels(labels, size, View()), exact.numpy())
+    image = rng.integers(0, 255, (188, 621, 3)).astype(np.uint8)
+    reference = tv.resize(torch.from_numpy(image).permute(2, 0, 1), list(size), antialias=True).permute(1, 2, 0)
+    difference = view_image(image, size, View()).astype(int) - reference.numpy()
+    assert np.abs(difference).max() <= 1
+
+
+def test_evaluation_pads_right_and_below_with_unknown():
+    sample = Clips(Painted(size=(60, 90)), FORMAT)[5]
+    width = content_size((60, 90), FORMAT.image_size)[1]
+    assert width == 72
+    assert not sample["image"][..., width:].any()
+    assert sample["image"][2, :44, :width].min() > 0
+    assert not sample["semantic_known"][..., 36:].any()
+    assert not sample["instance_known"][..., 36:].any()
+    assert not sample["semantic"][..., 36:].any()
+    assert sample["semantic_known"][:, :22, :36].all()
+    assert sample["semantic"].shape == (3, 24, 48)
+    assert sample["semantic"].dtype == sample["instance"].dtype == torch.uint8
+
+
+# --- slots and unknown ------------------------------------------------------------------------------------------------
+
+
+def test_slots_are_one_to_one_with_instances_through_the_clip():
+    source = Painted(objects=5)
+    clips = Clips(source, ClipFormat((60, 128), (60, 128), 16, (-2, -1)))
+    seen = set()
+    for seed in range(20):
+        sample = clips.sample(6, np.random.default_rng(seed))
+        mapping = {}
+        for frame, i in enumerate((4, 5, 6)):
+            semantic, instance = source.read_labels(i)
+            slot = sample["instance"][frame].numpy()
+            assert (slot[instance == 0] == 0).all()
+            for pair in zip(instance[instance > 0].tolist(), slot[instance > 0].tolist(), strict=True):
+                assert mapping.setdefault(pair[0], pair[1]) == pair[1]
+            np.testing.assert_array_equal(
+                sample["semantic_known"][frame], semantic != VOID, err_msg="void is unknown, the rest is not"
+            )
+            crowd = (semantic == CAR) & (instance == 0)
+            np.testing.assert_array_equal(sample["instance_known"][frame], (semantic != VOID) & ~crowd)
+        assert len(set(mapping.values())) == 5
+        seen |= set(mapping.values())
+    assert seen == set(range(1, 16))  # all slots are used by some draw
+    fixed = Clips(source, clips.fmt, fixed_slots=True)[6]
+    assert set(fixed["instance"].unique().tolist()) == set(range(6))
+
+
+def test_larger_instances_get_slots_when_there_are_too_few():
+    instance = np.repeat([1, 2, 3, 4, 5], [5, 9, 2, 8, 1])[None, None].astype(np.int32)
+    semantic = np.full(instance.shape, CAR, np.uint8)
+    for seed in range(5):
+        slot, no_slot = assign_slots(semantic, instance, 4, np.random.default_rng(seed))
+        np.testing.assert_array_equal(no_slot, np.isin(instance, [3, 5]))
+        np.testing.assert_array_equal(slot == 0, no_slot)
+        assert sorted({int(slot[instance == k][0]) for k in (1, 2, 4)}) == [1, 2, 3]
+
+
+def test_same_id_in_two_classes_is_two_instances_and_stuff_has_none():
+    semantic = np.array([[[CAR, PERSON, 0, VOID]]], np.uint8)
+    slot, no_slot = assign_slots(semantic, np.array([[[7, 7, 7, 7]]], np.int32), 1024, None)
+    assert slot.dtype == np.int16
+    assert slot.ravel().tolist() == [2, 1, 0, 0]
+    assert not no_slot.any()
+
+
+def test_format_refuses_nonsense():
+    for offsets in ((-1, -2), (0,), (1,), (-1, -1)):
+        with pytest.raises(ValueError, match="history offsets"):
+            ClipFormat((8, 8), (4, 4), 16, offsets)
+    with pytest.raises(ValueError, match="slots"):
+        ClipFormat((8, 8), (4, 4), 1)
+    with pytest.raises(ValueError, match="scale_range"):
+        Augmentation(scale_range=(1.5, 0.5))
+    with pytest.raises(ValueError, match="flip"):
+        Augmentation(flip=2.0)
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def test_flipped_clip_is_flipped_in_every_frame_and_map():
+    still = dict(scale_range=(1.0, 1.0), **NO_COLOR)
+    for source in (Painted(size=(48, 96)), Painted(size=(60, 100))):
+        plain = Clips(source, FORMAT, Augmentation(flip=0.0, **still), fixed_slots=True)[5]
+        flipped = Clips(source, FORMAT, Augmentation(flip=1.0, **still), fixed_slots=True)[5]
+        width = content_size(source.size, FORMAT.image_size)[1]
+        assert (plain["image"][..., :width].flip(-1).int() - flipped["image"][..., :width].int()).abs().max() <= 1
+        assert not flipped["image"][..., width:].any()
+        width = content_size(source.size, FORMAT.mask_size)[1]
+        assert not torch.equal(plain["instance"], flipped["instance"])
+        for name in ("semantic", "instance", "semantic_known", "instance_known"):
+            assert torch.equal(plain[name][..., :width].flip(-1), flipped[name][..., :width]), name
+            assert not flipped[name][..., width:].any()
+
+
+def inside(labels):
+    """Where a 5x5 neighbourhood has one label only: a resized image mixes its colours at edges."""
+    pad = torch.nn.functional.pad(labels[None, None].float(), (2, 2, 2, 2), value=-1)
+    largest = torch.nn.functional.max_pool2d(pad, 5, 1)
+    return (largest == -torch.nn.functional.max_pool2d(-pad, 5, 1))[0, 0]
+
+
+def test_augmented_labels_stay_on_the_image():
+    """The image is painted from the labels, so class and id can be read off it wherever no edge is near."""
+    fmt = ClipFormat((96, 192), (96, 192), 16, (-2, -1))
+    clips = Clips(Painted(), fmt, Augmentation(scale_range=(0.5, 2.0), **NO_COLOR), fixed_slots=True)
+    zooms = []
+    for seed in range(30):
+        sample = clips.sample(6, np.random.default_rng(seed))
+        red, green, blue = sample["image"].int()
+        known, code = sample["semantic_known"][-1], sample["semantic"][-1].int()
+        zooms.append(known.float().mean().item())
+        inner = inside(code) & inside(sample["instance"][-1].int())
+        off = (red - (code - 1) * 10).abs()[inner & known]
+        assert (off <= 2).float().mean() > 0.99, f"seed {seed}: class and image disagree"
+        objects = inner & (sample["instance"][-1] > 0)
+        assert ((green[objects] - 102).abs() <= 4).float().mean() > 0.99 if objects.any() else True
+        assert ((blue > 20) == known)[inner].float().mean() > 0.99
+    assert min(zooms) < 0.4
+    assert max(zooms) > 0.9
+
+
+def test_history_moves_with_the_frame_it_belongs_to():
+    """With frame 6 shown at a random view, the history's maps are those of frames 4 and 5 under the same view."""
+    fmt = ClipFormat((60, 128), (60, 128), 16, (-2, -1))
+    source = Painted()
+    source.read_labels = lambda i: Painted.read_labels(source, 6)  # a standing camera
+    clips = Clips(source, fmt, Augmentation(scale_range=(0.6, 1.8)), fixed_slots=True)
+    for seed in range(5):
+        sample = clips.sample(6, np.random.default_rng(seed))
+        for name in ("semantic", "instance", "semantic_known", "instance_known"):
+            assert torch.equal(sample[name][0], sample[name][2])
+            assert torch.equal(sample[name][1], sample[name][2])
+
+
+def test_photometric_changes_the_image_only_and_each_setting_has_an_effect():
+    source, still = Painted(), {"scale_range": (1.0, 1.0), "flip": 0.0}
+    plain = Clips(source, FORMAT, Augmentation(**still, **NO_COLOR)).sample(5, np.random.default_rng(1))
+    for name in NO_COLOR:
+        value = 0.5 if name != "hue" else 0.2
+        clips = Clips(source, FORMAT, Augmentation(**still, **(NO_COLOR | {name: value})))
+        sample = clips.sample(5, np.random.default_rng(1))
+        assert not torch.equal(sample.pop("image"), plain["image"]), name
+        assert all((sample[k] > 0).eq(plain[k] > 0).all() for k in sample)
+    gray = np.full((4, 4, 3), 77, np.uint8)  # gray has neither hue nor saturation
+    color = np.vstack([np.eye(3), np.ones((1, 3))])
+    np.testing.assert_array_equal(view_image(gray, (4, 4), View(), color), gray)
+
+
+def test_a_draw_depends_on_the_generator_alone():
+    clips = Clips(Painted(), FORMAT, Augmentation(synthetic_history=0.5))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        a = clips.sample(5, np.random.default_rng(seed))
+        torch.manual_seed(99)
+        np.random.seed(99)  # noqa: NPY002 - the global state is what must not matter
+        assert same(a, clips.sample(5, np.random.default_rng(seed)))
+        assert not same(a, clips.sample(5, np.random.default_rng(seed + 100)))
+
+
+# --- synthetic history ------------------------------------------------------------------------------------------------
+
+
+def test_moved_mask_is_the_mask_shifted():
+    semantic, instance = Painted(size=(60, 128)).read_labels(0)
+    motion = Motion(shift=(0.1, 0.25), zoom=1.0, rotation=0.0, object_shift=0.0, seed=0)
+    moved, ids = view_moved(semantic, instance, semantic.shape, View(), motion, 2)
+    down, right = 12, 64  # twice the shift of one frame
+    np.testing.assert_array_equal(moved[down:, right:], semantic[:-down, :-right])
+    np.testing.assert_array_equal(ids[down:, right:], instance[:-down, :-right])
+    assert (moved[:down] == VOID).all()
+    assert (moved[:, :right] == VOID).all()
+
+
+def test_still_images_get_a_history_with_the_same_instances():
+    source = Painted(size=(96, 192))
+    source.is_video = False
+    fmt = ClipFormat((96, 192), (96, 192), 16, (-2, -1))
+    assert not Clips(source, fmt, Augmentation())[3]["history_valid"].any()
+    clips = Clips(source, fmt, Augmentation(synthetic_history=1.0, scale_range=(1.0, 1.0)))
+    overlaps = []
+    for seed in range(10):
+        sample = clips.sample(0, np.random.default_rng(seed))
+        assert sample["history_valid"].all()
+        slots = [set(sample["instance"][t].unique().tolist()) for t in range(3)]
+        assert len(slots[2] & slots[1]) >= 4  # the same slots, and not slots of their own
+        for slot in slots[2] - {0}:
+            a, b = sample["instance"][1] == slot, sample["instance"][2] == slot
+            overlaps.append(((a & b).sum() / (a | b).sum()).item())
+            assert set(sample["semantic"][1][a].tolist()) <= set(sample["semantic"][2][b].tolist())
+    assert 0.3 < np.mean(overlaps) < 0.98  # moved, and not far
