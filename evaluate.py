@@ -1,0 +1,344 @@
+"""Compare predicted panoptic video with the ground truth: STQ, VPQ, PQ and mIoU, as a table and as JSON.
+
+  python evaluate.py --predictions data/output --ground_truth data/KittiSTEP --json results/val.json
+  python evaluate.py --predictions data/output --ground_truth data/Cityscapes     single images: PQ and mIoU
+  python evaluate.py --ground_truth data/KittiSTEP --reference previous      what copying the last frame scores
+  python evaluate.py --predictions data/output --ground_truth data/Cityscapes --export cityscapes results/submission
+  python evaluate.py --predictions data/output --split test --no-evaluate --export kitti_step results/submission
+
+Both folders are searched with all folders beneath them. Frames are paired by name, in any of these layouts:
+  KITTI-STEP   <sequence>_<frame>_panoptic.png (R = class, G * 256 + B = id), or the same as <sequence>/<frame>.png
+  Cityscapes   <name>_gtFinePanopticParts.tif, <name>_gtFine_instanceIds.png, or cityscapes_panoptic_<split>.json + PNGs
+Every frame of the ground truth needs one prediction of its size, and there may be no other predictions. Nothing is
+resized and nothing is left out: whatever is wrong is listed, and then there are no figures.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import cli
+from cli import Option
+
+with cli.imports():
+    import numpy as np  # noqa: F401  (what metrics and data need; named here so that a lack of it is told in one line)
+    from tqdm import tqdm
+
+    from data.export import export_cityscapes, export_kitti_step, write_json
+    from data.label_files import CITYSCAPES, SPLITS, LabelFile, find_labels, read_header, read_labels, split_of
+    from data.labels import CAR, CLASS_NAMES, NUM_CLASSES, PERSON, THINGS, DataError
+    from metrics import Evaluation
+
+EXPORTS = ("cityscapes", "kitti_step")
+OPTIONS = {
+    "files": (
+        Option("predictions", Path("data/output"), "folder of predictions", kind=Path),
+        Option(
+            "ground_truth", Path("data/KittiSTEP"), "folder of ground truth, the split's own or one above", kind=Path
+        ),
+        Option("split", "val", "which split, where the folder of ground truth holds several", choices=SPLITS),
+        Option("json", None, "file for the figures, fractions of one; none: they are only printed", kind=Path),
+    ),
+    "measures": (
+        Option(
+            "things",
+            ("auto",),
+            "names of the classes with instances and tracks; auto: person and car, or Cityscapes' eight where the "
+            "ground truth is Cityscapes",
+            metavar="CLASS",
+        ),
+        Option(
+            "reference",
+            "none",
+            "in place of predictions, evaluate the ground truth of the frame before (the first frame predicts itself), "
+            "or hold that of the sequence's first frame",
+            choices=("none", "previous", "hold"),
+        ),
+    ),
+    "export for the benchmarks' servers": (
+        Option(
+            "export",
+            None,
+            f"write the predictions to DIR as FORMAT: {' or '.join(EXPORTS)}",
+            nargs=2,
+            metavar=("FORMAT", "DIR"),
+        ),
+        Option("evaluate", True, "compare with ground truth; without, only export (the test splits have none)"),
+    ),
+    "run": (Option("workers", 0, "processes, each of which takes whole sequences; 0: one for each core"),),
+}
+IMAGES_AT_ONCE = 16  # single images in a worker's portion
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of the ground truth with its prediction. sequence: None for an image that is no part of a video."""
+
+    sequence: str | None
+    number: int
+    truth: LabelFile
+    prediction: LabelFile | None
+
+
+def main() -> None:
+    args = parse_args()
+    truths = find_labels(args.ground_truth, args.split) if args.evaluate else {}
+    split = split_of(args.ground_truth, truths, args.split) if args.evaluate else args.split
+    predictions = find_labels(args.predictions, split) if args.reference == "none" else {}
+    if args.evaluate:
+        frames, problems = pair(truths, predictions, args.reference)
+        is_cityscapes = any(truth.kind in CITYSCAPES for truth in truths.values())
+        things = things_of(args.things, is_cityscapes)
+        # Classes are known only once a file is read, so that the last check is the evaluation itself.
+        evaluation, of_labels = evaluate(frames, things, args.reference, args.workers)
+        stop_if(problems + of_labels, args)
+        result = evaluation.result()
+        print_table(result, evaluation.frames)
+        if args.json:
+            write_json(args.json, result)
+    if args.export:
+        form, folder = args.export
+        files = tqdm([predictions[key] for key in sorted(predictions)], desc="export", unit="frame", disable=None)
+        if form == "cityscapes":
+            export_cityscapes(files, Path(folder), split)
+        else:
+            export_kitti_step(files, Path(folder))
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line. Raises cli.UsageError for values that cannot be used, before any work is done."""
+    parser = cli.Parser(__doc__)
+    cli.add_options(parser, OPTIONS)
+    args = parser.parse_args()
+    if args.workers < 0:
+        raise cli.UsageError(f"--workers must be 0 or more, not {args.workers}")
+    if args.reference == "none" and not args.predictions.is_dir():
+        raise cli.UsageError(
+            f"--predictions {args.predictions} is no folder: run inference.py, or name its output folder"
+        )
+    if args.evaluate and not args.ground_truth.is_dir():
+        raise cli.UsageError(f"--ground_truth {args.ground_truth} is no folder: name the folder of the data set")
+    if not args.evaluate and not args.export:
+        raise cli.UsageError("--no-evaluate leaves nothing to do without --export FORMAT DIR")
+    if args.reference != "none" and (args.export or not args.evaluate):
+        raise cli.UsageError("--reference evaluates the ground truth: it goes with neither --export nor --no-evaluate")
+    if args.json:
+        check_output(args.json.parent, "--json")
+        if args.json.is_dir():
+            raise cli.UsageError(f"--json {args.json} is a folder: name a file")
+    if args.export:
+        form, folder = args.export
+        if form not in EXPORTS:
+            raise cli.UsageError(f"--export {form} is not known: use {' or '.join(EXPORTS)}, then a folder")
+        if Path(folder).resolve().is_relative_to(args.predictions.resolve()):
+            raise cli.UsageError(f"--export {form} {folder} lies in the folder of predictions: choose another one")
+        check_output(Path(folder), "--export")
+    things_of(args.things, False)
+    return args
+
+
+def check_output(folder: Path, flag: str) -> None:
+    """Make the folder that will be written to, so that a lack of permission is not found out at the end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cli.UsageError(f"{flag}: {folder} cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise cli.UsageError(f"{flag}: {folder} cannot be written to")
+
+
+def things_of(names: list[str] | tuple[str, ...], is_cityscapes: bool) -> tuple[int, ...]:
+    """--things -> trainIds. Raises cli.UsageError for a name that is no class."""
+    if list(names) == ["auto"]:
+        return THINGS if is_cityscapes else (PERSON, CAR)
+    unknown = [name for name in names if name not in CLASS_NAMES]
+    if unknown:
+        raise cli.UsageError(f"--things {unknown[0]}: classes are {', '.join(CLASS_NAMES)}")
+    return tuple(CLASS_NAMES.index(name) for name in names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs, and what is wrong with them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pair(
+    truths: dict[str, LabelFile], predictions: dict[str, LabelFile], reference: str
+) -> tuple[list[Frame], list[str]]:
+    """The pairs in order, and a line for each frame that is missing, extra, of another size or unreadable, which is in
+    no pair. Only names and the files' headers are looked at.
+    """
+    frames, pairs, problems = [], [], []
+    for key, truth in truths.items():
+        video = None if truth.kind in CITYSCAPES else truth.video
+        sequence, number = video or (None, 0)
+        if reference != "none" and sequence is None:
+            raise cli.UsageError(f"--reference {reference} needs videos, and {truth.path} is a single image")
+        frames.append(Frame(sequence, number, truth, predictions.get(key)))
+    frames.sort(key=lambda f: (f.sequence or "", f.number, f.truth.name))
+
+    if reference != "none":
+        return frames, []
+
+    for frame in frames:
+        if frame.prediction is None:
+            problems.append(f"missing: {frame.truth.name} has no prediction")
+            continue
+        try:
+            (h, w), (ph, pw) = read_header(frame.truth), read_header(frame.prediction)
+        except DataError as error:
+            problems.append(f"unreadable: {error}")
+            continue
+        if (h, w) == (ph, pw):
+            pairs.append(frame)
+        else:
+            problems.append(f"other size: {frame.prediction.path} is {pw}x{ph}, its ground truth {w}x{h}")
+    extra = (file for key, file in sorted(predictions.items()) if key not in truths)
+    return pairs, problems + [f"extra: {file.path} has no ground truth" for file in extra]
+
+
+def stop_if(problems: list[str], args: argparse.Namespace) -> None:
+    """List the problems on standard output and raise cli.UsageError with their sum, or return where there are none."""
+    if not problems:
+        return
+    print(*problems, sep="\n")
+    kinds = [problem.split(":", 1)[0] for problem in problems]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    folder = args.ground_truth if args.reference != "none" else args.predictions
+    raise cli.UsageError(
+        f"{folder} cannot be evaluated: {counts} (listed above; first: {problems[0]}); mend these, or name other "
+        "folders or another --split"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation, sequence by sequence
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    frames: list[Frame], things: tuple[int, ...], reference: str, workers: int
+) -> tuple[Evaluation, list[str]]:
+    """All frames' figures, the same bits for any number of workers, and what was wrong in the files, a line each."""
+    portions = [(portion, things, reference) for portion in portions_of(frames)]
+    portions.sort(key=lambda p: -len(p[0]))  # the longest first, so that no worker is left with it at the end
+    workers = max(1, min(workers or cores(), len(portions)))
+    total = new_evaluation(things)
+    problems: list[str] = []
+    with tqdm(total=len(frames), desc="evaluate", unit="frame", disable=None) as bar:
+        if workers == 1:
+            results = (evaluate_portion(*portion, bar.update) for portion in portions)
+        else:
+            results = in_processes(portions, workers, bar)
+        for evaluation, of_portion in results:
+            total.merge(evaluation)
+            problems += of_portion
+    return total, sorted(problems)
+
+
+def new_evaluation(things: tuple[int, ...]) -> Evaluation:
+    return Evaluation(things, things, NUM_CLASSES, CLASS_NAMES)
+
+
+def portions_of(frames: list[Frame]) -> Iterator[list[Frame]]:
+    """Whole sequences, and single images by the handful."""
+    for sequence, group in groupby(frames, key=lambda f: f.sequence):
+        portion = list(group)
+        size = IMAGES_AT_ONCE if sequence is None else len(portion)
+        yield from (portion[i : i + size] for i in range(0, len(portion), size))
+
+
+def evaluate_portion(
+    frames: list[Frame], things: tuple[int, ...], reference: str, progress: Callable[[int], object]
+) -> tuple[Evaluation, list[str]]:
+    """The figures of one portion, and the files that cannot be used: all of them, none ends the run."""
+    evaluation = new_evaluation(things)
+    problems = []
+    held = None
+    for frame in frames:
+        try:
+            truth = read_labels(frame.truth)
+            if reference == "none":
+                prediction = read_labels(frame.prediction)
+            else:
+                prediction = truth if held is None else held
+                held = truth if reference == "previous" else prediction
+            if prediction[0].shape != truth[0].shape:
+                raise DataError(f"{frame.truth.path} has another size than the frame that predicts it")
+            evaluation.update(truth, prediction, frame.sequence)
+        except DataError as error:
+            problems.append(f"unfit labels: {error}")
+        progress(1)
+    return evaluation, problems
+
+
+_done = None  # a worker's share of the progress bar: frames done by all workers
+
+
+def in_processes(portions: list[tuple], workers: int, bar: tqdm) -> Iterator[tuple[Evaluation, list[str]]]:
+    """`evaluate_portion` of each, in parallel processes, while the bar is kept moving frame by frame."""
+    done = multiprocessing.Value("q", 0)
+    with multiprocessing.Pool(workers, _start_worker, (done,)) as pool:
+        results = pool.imap_unordered(_work, portions)
+        for _ in portions:
+            while True:
+                try:
+                    result = results.next(timeout=0.2)
+                    break
+                except multiprocessing.TimeoutError:
+                    bar.update(done.value - bar.n)
+            yield result
+        bar.update(done.value - bar.n)
+
+
+def _start_worker(done) -> None:
+    global _done
+    _done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process tells of the interruption, once
+
+
+def _work(portion: tuple) -> tuple[Evaluation, list[str]]:
+    return evaluate_portion(*portion, _count)
+
+
+def _count(frames: int) -> None:
+    with _done.get_lock():
+        _done.value += frames
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def print_table(result: dict, frames: int) -> None:
+    """The figures in percent; a dash where one has no meaning."""
+    stq, vpq, pq, miou = (result[name] for name in ("stq", "vpq", "pq", "miou"))
+    print(f"{frames} frames; all figures in percent")
+    block("STQ", ("STQ", "AQ", "SQ"), {"all": stq, **{f"  {name}": s for name, s in stq["per_sequence"].items()}})
+    windows = {f"  k = {k}": scores for k, scores in vpq.items() if k != "VPQ"}
+    block("VPQ", ("all", "things", "stuff"), {"mean over k": vpq["VPQ"], **windows})
+    block("PQ", ("PQ", "SQ", "RQ"), {name.lower(): pq[name] for name in ("All", "Things", "Stuff")})
+    classes = {f"  {name}": {"IoU": iou, **pq["per_class"][name]} for name, iou in miou["per_class"].items()}
+    block("classes", ("IoU", "PQ", "SQ", "RQ"), {"mean": {"IoU": miou["mIoU"], **pq["All"]}, **classes})
+
+
+def block(title: str, columns: tuple[str, ...], rows: dict[str, dict]) -> None:
+    width = max(18, *(len(name) + 1 for name in rows))
+    print("\n" + title.ljust(width) + "".join(f"{column:>8}" for column in columns))
+    for name, scores in rows.items():
+        figures = (scores[column] for column in columns)
+        print(name.ljust(width) + "".join("       -" if f is None else f"{100 * f:8.2f}" for f in figures))
+
+
+if __name__ == "__main__":
+    cli.run(main)
