@@ -1,0 +1,136 @@
+"""The image encoder: image -> (map to concatenate at mask size, tokens to attend to), once a frame.
+
+Pix2Seq-D (arXiv 2210.06366, section 3.2 and figure 4): a ResNet followed by transformer encoder layers, whose feature
+maps of several resolutions are merged to the size of the mask as in a feature pyramid network (arXiv 1612.03144).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torchvision
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.checkpoint import CheckpointError
+from model.layers import TransformerLayer, conv3x3, group_norm, position_encoding
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+# name -> (block, blocks in the first three stages, channels of stem and stages)
+BACKBONES = {
+    "resnet10": (torchvision.models.resnet.BasicBlock, (1, 1, 1), (64, 64, 128, 256)),
+    "resnet18": (torchvision.models.resnet.BasicBlock, (2, 2, 2), (64, 64, 128, 256)),
+    "resnet50": (torchvision.models.resnet.Bottleneck, (3, 4, 6), (64, 256, 512, 1024)),
+}
+
+
+class Features(NamedTuple):
+    """What the denoiser needs of an image: `map` (B, C, h, w) at mask size and `tokens` (B, N, D)."""
+
+    map: Tensor
+    tokens: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """ResNet without its last stage, transformer layers on its stride-16 map, pyramid merged to the mask's size."""
+
+    def __init__(self, backbone: str, norm: str, dim: int, depth: int, heads: int, map_channels: int):
+        super().__init__()
+        block, blocks, channels = BACKBONES[backbone]
+        norm_layer = FrozenBatchNorm2d if norm == "frozen_batch" else group_norm
+        resnet = torchvision.models.ResNet(block, [*blocks, 1], norm_layer=norm_layer)
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu)  # stride 2
+        self.pool = resnet.maxpool
+        self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3])  # strides 4, 8, 16
+        self.to_tokens = nn.Conv2d(channels[-1], dim, 1)
+        self.transformer = nn.ModuleList(TransformerLayer(dim, heads) for _ in range(depth))
+        self.token_norm = nn.LayerNorm(dim)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, map_channels, 1) for c in (*channels[:-1], dim))
+        self.merge = nn.Sequential(conv3x3(map_channels, map_channels), group_norm(map_channels), nn.SiLU())
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor, mask_size: tuple[int, int]) -> Features:
+        """image: float (B, 3, H, W) in [0, 1]; mask_size: (h, w) of the map that is returned."""
+        # fmt: off
+        # Backbone
+        x = (image - self.mean) / self.std                                   # (B, 3, H, W)
+        levels = [self.stem(x)]                                              # (B, 64, H/2, W/2)
+        x = self.pool(levels[0])
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)                                                 # (B, C, H/4 ... H/16, ...)
+
+        # Transformer encoder on the coarsest level
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")        # (B, N, D)
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device)
+        for layer in self.transformer:
+            tokens = layer(tokens)
+        tokens = self.token_norm(tokens)
+
+        # Pyramid: from coarse to fine until the mask's size is reached
+        levels[-1] = rearrange(tokens, "b (h w) c -> b c h w", h=h).to(x.dtype)
+        merged = None
+        for level, lateral in zip(reversed(levels), reversed(self.lateral), strict=True):
+            if merged is not None and merged.shape[-2] >= mask_size[0]:
+                break
+            y = lateral(level)
+            merged = y if merged is None else y + F.interpolate(merged, y.shape[-2:], mode="nearest")
+        if merged.shape[-2:] != tuple(mask_size):
+            merged = F.interpolate(merged, mask_size, mode="bilinear", align_corners=False)
+        return Features(self.merge(merged), tokens)                          # (B, C, h, w), (B, N, D)
+        # fmt: on
+
+
+def load_backbone(encoder: ImageEncoder, backbone: str, source: str) -> None:
+    """Initialise the ResNet of an encoder: `coco`, `imagenet`, or the path of a file with a ResNet's state dict.
+
+    `coco` is the backbone of torchvision's FasterRCNN_ResNet50_FPN_V2. Fetched once into torch's own cache, with its
+    hash checked. Raises CheckpointError where the weights cannot be had or do not fit.
+    """
+    state = _backbone_state(backbone, source)
+    for prefix in ("backbone.body.", "module.", ""):  # a detector's file, a DataParallel file, a plain ResNet's
+        if f"{prefix}conv1.weight" in state:
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            break
+    renamed = {}
+    for key, value in state.items():
+        head, _, tail = key.partition(".")
+        target = {"conv1": "stem.0", "bn1": "stem.1", "layer1": "stages.0", "layer2": "stages.1", "layer3": "stages.2"}
+        if head in target and not tail.endswith("num_batches_tracked"):
+            renamed[f"{target[head]}.{tail}"] = value
+    wanted = {k: v for k, v in encoder.state_dict().items() if k.startswith(("stem.", "stages."))}
+    if missing := [k for k, v in wanted.items() if k not in renamed or renamed[k].shape != v.shape]:
+        raise CheckpointError(f"weights {source!r} do not fit a {backbone}: {missing[0]} is missing or another size")
+    encoder.load_state_dict({k: renamed[k] for k in wanted}, strict=False)
+
+
+def _backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
+    if source == "coco" and backbone != "resnet50":
+        raise CheckpointError(f"there are COCO weights for resnet50 only, not for {backbone}: use imagenet or none")
+    weights = {
+        ("coco", "resnet50"): FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+        ("imagenet", "resnet50"): torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
+        ("imagenet", "resnet18"): torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+    }.get((source, backbone))
+    if weights is None and source in ("coco", "imagenet"):
+        raise CheckpointError(f"there are no {source} weights for {backbone}: use --backbone_weights none")
+    try:
+        if weights is not None:
+            return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state = torch.load(Path(source), map_location="cpu", weights_only=True)
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"no network? {error}"
+        raise CheckpointError(
+            f"backbone weights {source!r} cannot be had ({reason}): give a file, or --backbone_weights none to start "
+            "from scratch"
+        ) from None
+    except Exception as error:  # torch.load raises many types for damaged or refused files
+        raise CheckpointError(f"backbone weights {source!r} cannot be read ({type(error).__name__})") from None
+    return state.get("model", state)

@@ -1,0 +1,118 @@
+"""Blocks and attention that the encoder and the denoiser are built from."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with at most 32 groups of at least 16 channels (smaller groups are 3 times slower on a CPU)."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels // g >= 16 or g == 1))
+    return nn.GroupNorm(groups, channels)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """The last layer of a residual branch starts at zero, so that the branch starts as the identity."""
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def sinusoid(position: Tensor, dim: int, max_period: float) -> Tensor:
+    """Sine and cosine encoding (Vaswani et al., arXiv 1706.03762, section 3.5): (N,) -> (N, dim)."""
+    frequency = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=position.device) / (dim // 2))
+    angle = position.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def position_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """2-D sine-cosine encoding, half of the channels for y and half for x: (height * width, dim).
+
+    Computed from positions counted in tokens, not learned, so that one set of weights runs at any size.
+    """
+    y = sinusoid(torch.arange(height, device=device), dim // 2, max_period=1000.0)
+    x = sinusoid(torch.arange(width, device=device), dim // 2, max_period=1000.0)
+    grid = torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)
+
+
+class TimeEmbedding(nn.Module):
+    """Diffusion time in [0, 1] -> vector: sinusoid of 1000 t, then an MLP (DDPM, arXiv 2006.11239, appendix B)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:  # (B,) -> (B, dim)
+        return self.mlp(sinusoid(t * 1000, self.dim, max_period=10_000.0))
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm - SiLU - conv, twice, the second norm scaled and shifted by the time (AdaGN, arXiv 2105.05233)."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.time = nn.Linear(time_dim, 2 * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(conv3x3(out_channels, out_channels))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # (B, in, h, w), (B, time_dim) -> (B, out, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Multi-head attention over tokens; `keys_values` is apart, so that those of a fixed context are computed once."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(context_dim or dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, context_dim) -> 2 x (B, heads, M, d)
+        return rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.heads).unbind(0)
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:  # (B, N, dim)
+        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = keys_values if keys_values is not None else self.keys_values(x)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm transformer layer: self-attention, cross-attention where a context is given, MLP of ratio 4."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        if context_dim is not None:
+            self.norm_cross = nn.LayerNorm(dim)
+            self.cross = Attention(dim, heads, context_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x: (B, N, dim); context: keys and values from `self.cross.keys_values`. Returns (B, N, dim)."""
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        if context is not None:
+            x = x + self.dropout(self.cross(self.norm_cross(x), context))
+        return x + self.dropout(self.mlp(self.norm2(x)))

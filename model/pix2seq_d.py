@@ -1,0 +1,238 @@
+"""Pix2Seq-D: its configuration, the presets, and the assembled model (arXiv 2210.06366)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits, number_of_slots
+from model.encoder import BACKBONES, Features, ImageEncoder
+from model.schedule import add_noise
+from model.unet import Condition, TransUNet
+
+NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message says which value is wrong and what would be right."""
+
+
+def _field(default: Any, group: str, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"group": group, "help": text, **metadata})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build a Pix2SeqD and to read its answers; stored in each checkpoint.
+
+    Raises ConfigError where the values do not fit together.
+    """
+
+    # sizes, in pixels
+    image_size: tuple[int, ...] = _field((384, 1248), "model: sizes", "height and width that frames are fitted into")
+    mask_size: tuple[int, ...] = _field((96, 312), "model: sizes", "height and width of the mask that is denoised")
+    # codes
+    code_bits: tuple[int, ...] = _field((8, 8), "model: codes", "bits of the semantic code and of the instance slot")
+    scale: float = _field(0.1, "model: codes", "b: analog bits are -b and +b")
+    normalize_input: bool = _field(False, "model: codes", "divide the noisy bits by their standard deviation")
+    tracked: tuple[int, ...] = _field((11, 13), "model: codes", "trainIds of the classes with tracks")
+    # history
+    history_offsets: tuple[int, ...] = _field((-2, -1), "model: history", "past frames whose masks are input")
+    # encoder
+    backbone: str = _field("resnet50", "model: encoder", "ResNet without its last stage", choices=tuple(BACKBONES))
+    backbone_norm: str = _field(
+        "group", "model: encoder", "set from --backbone_weights", choices=("group", "frozen_batch")
+    )
+    encoder_dim: int = _field(512, "model: encoder", "width of the transformer on the stride-16 map")
+    encoder_depth: int = _field(12, "model: encoder", "its layers")
+    encoder_heads: int = _field(8, "model: encoder", "its heads")
+    map_channels: int = _field(256, "model: encoder", "channels of the feature map at mask size")
+    # denoiser
+    dim: int = _field(128, "model: denoiser", "channels at mask size")
+    patch: int = _field(1, "model: denoiser", "side in mask pixels of one position of the denoiser")
+    multipliers: tuple[int, ...] = _field((1, 1, 2, 2), "model: denoiser", "channels of each level, in units of dim")
+    denoiser_depth: int = _field(6, "model: denoiser", "transformer layers at the lowest level")
+    transformer_dim: int = _field(512, "model: denoiser", "their width")
+    transformer_heads: int = _field(8, "model: denoiser", "their heads")
+    dropout: float = _field(0.0, "model: denoiser", "dropout in its blocks, in training")
+    self_conditioning: bool = _field(False, "model: denoiser", "the last estimate is input of the next step")
+    loss: str = _field(
+        "softmax",
+        "model: denoiser",
+        "softmax: cross-entropy over the codes; mse: squared error of the bits",
+        choices=("softmax", "mse"),
+    )
+
+    def __post_init__(self):
+        for name in ("image_size", "mask_size"):
+            size = getattr(self, name)
+            if len(size) != 2 or min(size) < 8:
+                raise ConfigError(f"{name} {size} must be height and width, 8 or more each")
+        several = len(self.code_bits) >= 2 and all(1 <= n <= 8 for n in self.code_bits)
+        if not several or 2 ** self.code_bits[0] <= NUM_CLASSES:
+            raise ConfigError(f"code_bits {self.code_bits}: two or more codes of 1 to 8 bits, the first of 5 or more")
+        if any(o >= 0 for o in self.history_offsets) or list(self.history_offsets) != sorted(set(self.history_offsets)):
+            raise ConfigError(f"history_offsets {self.history_offsets} must be negative and ascending, as in -2 -1")
+        if self.patch < 1 or any(n % self.patch for n in self.mask_size):
+            raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
+        if not self.scale > 0:
+            raise ConfigError(f"scale {self.scale} must be above 0")
+        if self.multipliers[0] != 1:
+            raise ConfigError(f"multipliers {self.multipliers} must start with 1")
+        for name, width, heads in (
+            ("encoder", self.encoder_dim, self.encoder_heads),
+            ("transformer", self.transformer_dim, self.transformer_heads),
+        ):
+            if width % (4 * heads):
+                raise ConfigError(f"{name}_dim {width} must be a multiple of 4 times its {heads} heads")
+        if any(not 0 <= c < NUM_CLASSES for c in self.tracked):
+            raise ConfigError(f"tracked {self.tracked} must be trainIds, 0..{NUM_CLASSES - 1}")
+
+    @property
+    def bits(self) -> int:
+        return sum(self.code_bits)
+
+    @property
+    def slots(self) -> int:
+        return number_of_slots(self.code_bits)
+
+    @property
+    def history_length(self) -> int:
+        """How many frames back the oldest history mask lies."""
+        return -min(self.history_offsets, default=0)
+
+    @property
+    def num_codes(self) -> int:
+        return sum(2**n for n in self.code_bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+# For a CPU: about 5 M parameters, everything from scratch.
+TINY = ModelConfig(
+    image_size=(96, 320), mask_size=(48, 160), code_bits=(5, 5), scale=0.5, backbone="resnet10",
+    encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=48,
+    patch=2, dim=64, multipliers=(1, 2), denoiser_depth=3, transformer_dim=192, transformer_heads=3,
+)  # fmt: skip
+# For one ordinary GPU: the mask at a quarter of the image.
+SMALL = ModelConfig(
+    image_size=(384, 1248), mask_size=(96, 312), scale=0.2, encoder_dim=256, encoder_depth=4, map_channels=128,
+    dim=64, multipliers=(1, 2, 4, 4), denoiser_depth=4, transformer_dim=256,
+)  # fmt: skip
+# As published.
+BASE = ModelConfig(image_size=(384, 1248), mask_size=(192, 624), scale=0.1)
+PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE}
+
+
+class Pix2SeqD(nn.Module):
+    """Encoder and denoiser. The network predicts; noise, scaling of time and loss are in model/diffusion.py."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = c = config
+        self.encoder = ImageEncoder(
+            c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels
+        )
+        self.denoiser = TransUNet(
+            bits=c.bits,
+            out_channels=c.num_codes if c.loss == "softmax" else c.bits,
+            history_masks=len(c.history_offsets),
+            map_channels=c.map_channels,
+            context_dim=c.encoder_dim,
+            dim=c.dim,
+            multipliers=c.multipliers,
+            depth=c.denoiser_depth,
+            transformer_dim=c.transformer_dim,
+            heads=c.transformer_heads,
+            self_conditioning=c.self_conditioning,
+            patch=c.patch,
+            dropout=c.dropout,
+        )
+
+    def compile_parts(self) -> None:
+        """Compile encoder and denoiser in place: the keys of the state dict stay as they are."""
+        self.encoder.compile()
+        self.denoiser.compile()
+
+    def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None) -> Features:
+        """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's."""
+        height, width = mask_size or self.config.mask_size
+        return self.encoder(image, (height // self.config.patch, width // self.config.patch))
+
+    def condition(self, features: Features, history: Tensor) -> Condition:
+        """history: analog bits (B, T * bits, h, w), oldest first, all zeros where absent."""
+        return self.denoiser.condition(features, history)
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None) -> Tensor:
+        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): float32 (B, codes or bits, h, w)."""
+        if self.config.normalize_input:
+            x = x / x.float().std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3).to(x.dtype)
+        if self.config.self_conditioning and x0_previous is None:
+            x0_previous = torch.zeros_like(x)
+        return self.denoiser(x, t, condition, x0_previous).float()
+
+    def forward(
+        self,
+        image: Tensor,
+        x: Tensor,
+        t: Tensor,
+        history: Tensor,
+        self_condition: Tensor | None = None,
+        realign: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The training path, whole: encode, condition, predict.
+
+        self_condition: bool (B,), which samples are given their own first estimate (Bit Diffusion, section 2.3).
+        realign: bool (B,), times (B,), noise (B, bits, h, w): which samples are denoised from their own estimate,
+        noised again to an earlier time (self-aligned denoising; DDP, arXiv 2303.17559, section 3.3).
+        """
+        condition = self.condition(self.encode(image, x.shape[-2:]), history)
+        if realign is not None:
+            chosen, t_next, noise = realign
+            with torch.no_grad():
+                x0 = self.estimate(self.predict(x, t, condition))
+            x = torch.where(chosen[:, None, None, None], add_noise(x0, noise, t_next), x)
+            t = torch.where(chosen, t_next, t)
+        x0_previous = None
+        if self_condition is not None:
+            with torch.no_grad():
+                x0_previous = self.estimate(self.predict(x, t, condition))
+            x0_previous = x0_previous * self_condition[:, None, None, None]
+        return self.predict(x, t, condition, x0_previous)
+
+    def estimate(self, output: Tensor) -> Tensor:
+        """The network's output -> the estimate of x0, analog bits (B, bits, h, w) in [-b, +b]."""
+        c = self.config
+        if c.loss == "softmax":
+            return expected_bits(output, c.code_bits, c.scale)
+        return output.clamp(-c.scale, c.scale)
+
+    def answer(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output -> label maps: semantic code 0..19 and slot 0..K-1, int64 (B, h, w).
+
+        The likeliest code among those that exist: void is never an answer where it carried no loss.
+        """
+        c = self.config
+        if c.loss == "mse":
+            semantic, slot = codes_to_labels(bits_to_codes(output, c.code_bits), c.code_bits)
+            return semantic.clamp(max=NUM_CLASSES), slot
+        parts = output.split([2**n for n in c.code_bits], dim=1)
+        semantic = parts[0][:, 1 : NUM_CLASSES + 1].argmax(dim=1) + 1
+        return codes_to_labels([semantic, *(p.argmax(dim=1) for p in parts[1:])], c.code_bits)
+
+    def history_bits(self, semantic: Tensor, slot: Tensor, semantic_known: Tensor, slot_known: Tensor) -> Tensor:
+        """History label maps (B, T, h, w) -> analog bits (B, T * bits, h, w), 0.0 where unknown or absent."""
+        maps = (m.flatten(0, 1) for m in (semantic, slot, semantic_known, slot_known))
+        bits = labels_to_bits(*maps, self.config.code_bits, self.config.scale)  # (B T, bits, h, w)
+        return bits.unflatten(0, semantic.shape[:2]).flatten(1, 2)

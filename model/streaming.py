@@ -1,0 +1,269 @@
+"""Frame after frame: history, instance slots -> track ids, and the predictor that users import.
+
+Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised under its image and the masks that
+were predicted before it. An instance keeps its slot by being copied from the history; here slots become track ids that
+stay unique over a sequence of any length.
+
+The stream is explicit: `stream_step` takes a state for each video and returns the next ones, so that several videos can
+be batched and a half-done one can be resumed.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model import checkpoint as checkpoints
+from model.diffusion import SAMPLERS, denoiser_of, seeded
+from model.geometry import content_size, fit_frame, restore
+from model.pix2seq_d import NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
+from model.schedule import sampling_times
+from model.tracking import StreamState, advance
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How a video is predicted. Raises ConfigError for values outside their range."""
+
+    first_steps: int = 20  # denoising steps of a frame without history
+    steps: int = 8  # of each frame after it
+    sampler: str = "ddim"
+    time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
+    min_area: int = 4  # segments of fewer mask pixels are dropped
+    seed: int = 42
+
+    def __post_init__(self):
+        if self.first_steps < 1 or self.steps < 1:
+            raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        if not 0 <= self.time_difference <= 1:
+            raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
+
+
+@dataclass
+class Panoptic:
+    """One frame's answer: `semantic` uint8 (H, W), trainIds; `track` int32 (H, W), ids, 0 = none;
+    `segments`: [{"id", "class", "area" in pixels}] of the tracked instances and, with id 0, of the other classes."""
+
+    semantic: np.ndarray
+    track: np.ndarray
+    segments: list[dict[str, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, semantic: np.ndarray, track: np.ndarray) -> "Panoptic":
+        keys, areas = np.unique(track.astype(np.int64) * 256 + semantic, return_counts=True)
+        segments = [
+            {"id": int(key // 256), "class": int(key % 256), "area": int(area)}
+            for key, area in zip(keys, areas, strict=True)
+        ]
+        return cls(semantic, track, segments)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step of the stream
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def stream_step(
+    model: Pix2SeqD,
+    images: Tensor,
+    contents: Sequence[tuple[int, int]],
+    states: Sequence[StreamState],
+    config: StreamConfig,
+    mask_size: tuple[int, int] | None = None,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
+    """Predict the next frame of B videos, all at their first frame (no history) or all past it.
+
+    images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; contents: (height, width) of each frame
+    within the mask, without padding. Returns a (semantic trainIds uint8, track ids int32) pair of (h, w) for each
+    video, and the next states; the given ones are left as they are.
+    """
+    c, device = model.config, images.device
+    mask_size = tuple(mask_size or c.mask_size)
+    first = states[0].semantic is None
+    if any((s.semantic is None) != first for s in states):
+        raise ValueError("a batch holds videos at their first frame, or past it, not both")
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+
+    # Conditions, once a frame
+    condition = model.condition(
+        model.encode(images, mask_size), model.history_bits(*_history(states, c, mask_size, device))
+    )
+
+    # Noise of (seed, video, frame), then the sampler
+    generators = [seeded(device, config.seed, s.video, s.frame) for s in states]
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
+
+    times = sampling_times(config.first_steps if first else config.steps, config.time_difference)
+    output = SAMPLERS[config.sampler](denoiser_of(model, condition), noise(), times, noise)
+
+    # Codes to the host in one transfer, then segments and tracks
+    answers = torch.stack(_candidates(model, output), dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32)
+    results, following = [], []
+    for answer, content, state in zip(answers.cpu().numpy(), contents, states, strict=True):
+        semantic, slot, after = advance(answer, content, state, c, config.min_area)
+        lookup = np.zeros(c.slots, np.int32)
+        for s, track in after.track.items():
+            lookup[s] = track
+        results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
+        following.append(after)
+    return results, following
+
+
+def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
+    """semantic, slot, known, known (B, T, h, w) of the offsets that the model looks back to."""
+    offsets = config.history_offsets
+    shape = (len(states), len(offsets), *mask_size)
+    slot_type = np.uint8 if config.slots <= 256 else np.int32
+    maps = np.zeros(shape, np.uint8), np.zeros(shape, slot_type), np.zeros(shape, bool)
+    for b, state in enumerate(states):
+        if state.semantic is not None:
+            rows = [config.history_length + offset for offset in offsets]
+            for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
+                target[b] = source[rows]
+    semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
+    return [semantic, slot, known, known]
+
+
+def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
+    """[semantic, the likeliest semantic that is no tracked class, slot, the likeliest slot but 0], each (B, h, w)."""
+    c = model.config
+    semantic, slot = model.answer(output)
+    if c.loss != "softmax" or len(c.code_bits) != 2:
+        return [semantic, semantic, slot, slot]
+    codes, slots = output.split([2**n for n in c.code_bits], dim=1)
+    codes = codes[:, 1 : NUM_CLASSES + 1].clone()
+    codes[:, list(c.tracked)] = -torch.inf
+    return [semantic, codes.argmax(dim=1) + 1, slot, slots[:, 1:].argmax(dim=1) + 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The predictor
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def precision(mixed_precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of `auto`, `no`, `bf16` or `fp16` on a device; None for plain float32.
+
+    `auto` takes bf16 where the device multiplies matrices faster in it: CUDA GPUs of compute capability 8.0 and
+    higher, CPUs with AMX or AVX512-BF16.
+    """
+    if mixed_precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        flags = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else None
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+class VideoPredictor:
+    """Panoptic video segmentation, a frame a call.
+
+    >>> predictor = VideoPredictor.from_checkpoint("results/train/model-latest.pt")
+    >>> for frame in frames:  # uint8 array (H, W, 3) or PIL image
+    ...     panoptic = predictor(frame)
+    >>> predictor.reset()  # before the next video
+    """
+
+    def __init__(
+        self,
+        model: Pix2SeqD,
+        config: StreamConfig | None = None,
+        device: str | torch.device | None = None,
+        mixed_precision: str = "auto",
+        image_size: tuple[int, int] | None = None,
+    ):
+        """image_size: (H, W) that frames are fitted into, in place of the model's; the mask's size follows in
+        proportion."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.config = config or StreamConfig()
+        self.dtype = precision(mixed_precision, self.device)
+        self.image_size, self.mask_size = scaled_sizes(model.config, image_size)
+        self.state = StreamState(video=0)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> "VideoPredictor":
+        """The averaged weights of a checkpoint file. Raises CheckpointError where it cannot be used."""
+        stored = checkpoints.load(path)
+        model = build(stored, path)
+        return cls(model, **options)
+
+    def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
+        """The next frame of the video, uint8 (H, W, 3) or a PIL image, of any size. Raises ValueError otherwise."""
+        (panoptic,), (self.state,) = self.step([frame], [self.state])
+        return panoptic
+
+    def stream(self, frames: Iterable[np.ndarray | Image.Image]) -> Iterator[Panoptic]:
+        """The panoptics of one whole video, as they come."""
+        self.reset()
+        for frame in frames:
+            yield self(frame)
+
+    def reset(self, video: int | None = None) -> None:
+        """Start the next video; its number seeds its noise."""
+        self.state = StreamState(self.state.video + 1 if video is None else video)
+
+    def step(
+        self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState]
+    ) -> tuple[list[Panoptic], list[StreamState]]:
+        """The next frame of several videos at once, each with its state; sizes may differ."""
+        arrays = [_as_array(frame) for frame in frames]
+        results, following = [None] * len(arrays), list(states)
+        for first in (True, False):  # frames without and with history take different numbers of steps
+            group = [i for i, s in enumerate(states) if (s.semantic is None) == first]
+            if not group:
+                continue
+            images = torch.stack([fit_frame(arrays[i], self.image_size) for i in group])
+            contents = [content_size(arrays[i].shape[:2], self.mask_size) for i in group]
+            masks, after = self.predict(images, contents, [states[i] for i in group])
+            for i, (semantic, track), state in zip(group, masks, after, strict=True):
+                size = arrays[i].shape[:2]
+                results[i] = Panoptic.of(restore(semantic, size), restore(track, size))
+                following[i] = state
+        return results, following
+
+    def predict(self, images: Tensor, contents, states):
+        """`stream_step` on this predictor's device and precision; images: uint8 (B, 3, H, W)."""
+        images = images.to(self.device, non_blocking=True)
+        images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        with autocast:
+            return stream_step(self.model, images, contents, states, self.config, self.mask_size)
+
+
+def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
+    """The model of a checkpoint with its averaged weights. Raises CheckpointError."""
+    try:
+        model = Pix2SeqD(ModelConfig.from_dict(stored["config"]))
+    except (ConfigError, TypeError) as error:
+        raise checkpoints.CheckpointError(f"{source}: {error}") from None
+    checkpoints.load_weights(model, stored["weights"], source)
+    return model
+
+
+def scaled_sizes(config: ModelConfig, image_size: Sequence[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The sizes of image and mask where the image size is overridden: the mask keeps its proportion to the image."""
+    if image_size is None:
+        return tuple(config.image_size), tuple(config.mask_size)
+    ratio = config.image_size[0] // config.mask_size[0]
+    mask = tuple(max(config.patch, round(n / ratio / config.patch) * config.patch) for n in image_size)
+    return tuple(image_size), mask
+
+
+def _as_array(frame: np.ndarray | Image.Image) -> np.ndarray:
+    array = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(f"a frame is a uint8 array (H, W, 3) or a PIL image, not {array.dtype} {array.shape}")
+    return array

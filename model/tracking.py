@@ -1,0 +1,145 @@
+"""Segments and tracks: from a mask of classes and slots to instances that keep their ids, frame after frame.
+
+An instance keeps its slot because the model copies it from the history; here slots become track ids that stay unique
+over a sequence of any length. NumPy on masks of the model's size; nothing here is learned.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.geometry import content_size
+from model.pix2seq_d import ModelConfig
+
+VOID = 255
+VOTE_DECAY = 0.8  # weight of a track's past classes against the current frame's, each frame
+
+
+@dataclass
+class StreamState:
+    """All that one video's next frame depends on, beside the model. Arrays of the mask's size (h, w), K slots."""
+
+    video: int  # number of the video: seeds its noise
+    frame: int = 0  # frames done so far
+    semantic: np.ndarray | None = None  # uint8 (L, h, w) codes of the last L masks, newest last; None at the start
+    slot: np.ndarray | None = None  # uint8 (L, h, w)
+    known: np.ndarray | None = None  # bool (L, h, w) False in padding and where there was no frame
+    track: dict[int, int] = field(default_factory=dict)  # slot -> track id
+    seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
+    votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
+    next_track: int = 1
+
+    def forget(self) -> "StreamState":
+        """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
+        return StreamState(self.video, self.frame, next_track=self.next_track)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, for a file that loads with `weights_only=True`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StreamState":
+        return cls(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def advance(
+    answer: np.ndarray, content: tuple[int, int], state: StreamState, model: ModelConfig, min_area: int
+) -> tuple[np.ndarray, np.ndarray, StreamState]:
+    """From the raw answer (4, h, w) of `_candidates` to segments, tracks and the next state.
+
+    A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
+    of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
+    starts a new track. Returns semantic codes and slots (h, w) without segments that were dropped, and the state.
+    """
+    semantic, other, slot, instance = answer.copy()
+    inside = np.zeros(semantic.shape, bool)
+    inside[: content[0], : content[1]] = True
+    tracked_codes = np.array(model.tracked) + 1
+    tracked = np.isin(semantic, tracked_codes) & inside
+    slot = np.where(tracked, instance, 0).astype(slot.dtype)
+
+    # Segments: classes by vote, small ones dropped
+    counts = np.zeros((model.slots, len(tracked_codes)), np.int64)
+    for k, code in enumerate(tracked_codes):
+        counts[:, k] = np.bincount(slot[tracked & (semantic == code)], minlength=model.slots)
+    areas = counts.sum(axis=1)
+    areas[0] = 0
+    after = dataclasses.replace(
+        state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
+    )
+    class_of_slot = np.zeros(model.slots, semantic.dtype)
+    for s in np.flatnonzero(areas >= max(min_area, 1)).tolist():
+        if s not in after.track or state.frame - after.seen[s] > max(model.history_length, 1):
+            after.track[s] = after.next_track
+            after.next_track += 1
+            after.votes.pop(s, None)
+        after.seen[s] = state.frame
+        past = np.array(after.votes.get(s, [0.0] * len(tracked_codes)))
+        votes = VOTE_DECAY * past + counts[s] / areas[s]
+        after.votes[s] = votes.tolist()
+        class_of_slot[s] = tracked_codes[votes.argmax()]
+    small = tracked & (class_of_slot[slot] == 0)
+    semantic = np.where(tracked, class_of_slot[slot], semantic)
+    semantic[small], slot[small] = other[small], 0
+
+    _remember(state, after, semantic, slot, inside, model.history_length)
+    return semantic, slot, after
+
+
+def adopt(
+    state: StreamState,
+    semantic: np.ndarray,
+    track: np.ndarray,
+    model: ModelConfig,
+    mask_size: tuple[int, int] | None = None,
+) -> StreamState:
+    """Take a frame's mask as given, in place of predicting it: semantic trainIds or 255, track ids, both (H, W).
+
+    A track that the state knows keeps its slot; a new one gets the slot that has been free for longest. Where there
+    are more tracks than slots the smallest have none. Returns the next state.
+    """
+    size = tuple(mask_size or model.mask_size)
+    height, width = content_size(semantic.shape, size)
+    y, x = (
+        np.minimum(((np.arange(c) + 0.5) * (f / c) + 1e-6).astype(np.intp), f - 1)
+        for f, c in zip(semantic.shape, (height, width), strict=True)
+    )
+    codes, slots, known = np.zeros(size, np.uint8), np.zeros(size, np.int32), np.zeros(size, bool)
+    ids = track[np.ix_(y, x)].astype(np.int64)
+    labels = semantic[np.ix_(y, x)]
+    codes[:height, :width] = np.where(labels == VOID, 0, labels + 1)
+    known[:height, :width] = labels != VOID
+
+    after = dataclasses.replace(
+        state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
+    )
+    slot_of = {t: s for s, t in after.track.items()}
+    present, areas = np.unique(ids[ids > 0], return_counts=True)
+    by_age = sorted(range(1, model.slots), key=lambda s: after.seen.get(s, -1))
+    free = [s for s in by_age if after.track.get(s) not in present]
+    for t in present[np.argsort(-areas)].tolist():
+        s = slot_of.get(t) or (free.pop(0) if free else 0)
+        if not s:
+            continue
+        if after.track.get(s) != t:
+            after.votes.pop(s, None)
+        after.track[s], after.seen[s] = t, state.frame
+        slots[:height, :width][ids == t] = s
+    after.next_track = max(state.next_track, int(track.max(initial=0)) + 1)
+    _remember(state, after, codes, slots, known, model.history_length)
+    return after
+
+
+def _remember(state: StreamState, after: StreamState, semantic, slot, known, length: int) -> None:
+    """The next history: the masks move up by one, the newest is last."""
+    if not length:
+        return
+    for name, new in (("semantic", semantic), ("slot", slot), ("known", known)):
+        old = getattr(state, name)
+        old = np.zeros((length, *new.shape), new.dtype) if old is None else old
+        setattr(after, name, np.concatenate([old[1:], new[None].astype(old.dtype)]))

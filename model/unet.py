@@ -1,0 +1,127 @@
+"""The denoiser: noisy bits + conditions -> logits over the codes of each pixel.
+
+TransUNet of Pix2Seq-D (arXiv 2210.06366, section 3.2): a U-Net whose lowest level holds transformer layers with
+self-attention over the mask's positions and cross-attention to the image's tokens. What depends on the conditions
+alone - their part of the first convolution, the keys and values of cross-attention - is computed once a frame.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.encoder import Features
+from model.layers import (
+    ResidualBlock,
+    TimeEmbedding,
+    TransformerLayer,
+    conv3x3,
+    group_norm,
+    position_encoding,
+    zero_init,
+)
+
+
+class Condition(NamedTuple):
+    """What one frame's denoising steps share: `first` (B, C, h, w), the conditions' part of the first convolution,
+    and for each transformer layer the keys and values (B, heads, N, d) of cross-attention."""
+
+    first: Tensor
+    cross: list[tuple[Tensor, Tensor]]
+
+
+class TransUNet(nn.Module):
+    def __init__(
+        self,
+        bits: int,
+        out_channels: int,
+        history_masks: int,
+        map_channels: int,
+        context_dim: int,
+        dim: int,
+        multipliers: Sequence[int],
+        depth: int,
+        transformer_dim: int,
+        heads: int,
+        self_conditioning: bool,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ):
+        """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
+        features; patch: side of the square of mask pixels that one position of the network stands for."""
+        super().__init__()
+        time_dim = 4 * dim
+        widths = [dim * m for m in multipliers]
+        self.patch = patch
+        self.time = TimeEmbedding(time_dim)
+        self.conv_in = conv3x3(bits * (2 if self_conditioning else 1) * patch**2, dim)
+        self.conv_condition = conv3x3(map_channels + bits * history_masks * patch**2, dim)
+
+        # One residual block a level on the way down, two on the way up
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        channels = dim
+        for i, width in enumerate(widths):
+            self.down.append(ResidualBlock(channels, width, time_dim, dropout))
+            last = i == len(widths) - 1
+            self.downsample.append(nn.Identity() if last else conv3x3(width, width, stride=2))
+            channels = width
+
+        self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
+        self.time_token = nn.Linear(time_dim, transformer_dim)
+        self.transformer = nn.ModuleList(
+            TransformerLayer(transformer_dim, heads, context_dim, dropout) for _ in range(depth)
+        )
+        self.from_tokens = zero_init(nn.Conv2d(transformer_dim, channels, 1))
+
+        self.up = nn.ModuleList()
+        for width in reversed(widths):
+            blocks = [ResidualBlock(channels + width, width, time_dim, dropout), ResidualBlock(width, width, time_dim)]
+            self.up.append(nn.ModuleList(blocks))
+            channels = width
+        self.norm_out = group_norm(dim)
+        self.conv_out = zero_init(conv3x3(dim, out_channels * patch**2))
+
+    def condition(self, features: Features, history: Tensor) -> Condition:
+        """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
+        history = F.pixel_unshuffle(history.to(features.map.dtype), self.patch)
+        first = self.conv_condition(torch.cat([features.map, history], dim=1))
+        return Condition(first, [layer.cross.keys_values(features.tokens) for layer in self.transformer])
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None) -> Tensor:
+        """x: noisy bits (B, bits, h, w); t: (B,) in [0, 1]; x0_previous: the estimate of the step before, for
+        self-conditioning. Returns (B, out_channels, h, w)."""
+        # fmt: off
+        if x0_previous is not None:
+            x = torch.cat([x, x0_previous], dim=1)
+        x = F.pixel_unshuffle(x, self.patch)                                  # (B, C, h, w) in patches from here on
+        time = self.time(t)                                                   # (B, 4 dim)
+        x = self.conv_in(x) + condition.first                                 # (B, dim, h, w)
+
+        # Down
+        skips = []
+        for block, downsample in zip(self.down, self.downsample, strict=True):
+            x = block(x, time)
+            skips.append(x)
+            x = downsample(x)                                                 # (B, width, h/2, w/2)
+
+        # Transformer on the lowest level
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")         # (B, N, D)
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + self.time_token(time)[:, None]
+        for layer, keys_values in zip(self.transformer, condition.cross, strict=True):
+            tokens = layer(tokens, keys_values)
+        x = x + self.from_tokens(rearrange(tokens, "b (h w) c -> b c h w", h=h))
+
+        # Up
+        for blocks in self.up:
+            skip = skips.pop()
+            if x.shape[-2:] != skip.shape[-2:]:
+                x = F.interpolate(x, skip.shape[-2:], mode="nearest")
+            x = blocks[0](torch.cat([x, skip], dim=1), time)
+            x = blocks[1](x, time)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.patch)                                 # (B, out_channels, h, w) in mask pixels
+        # fmt: on

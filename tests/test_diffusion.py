@@ -1,0 +1,240 @@
+"""The mathematics: bits, schedule, samplers under an oracle, loss."""
+
+import math
+
+import pytest
+import torch
+from small import CONFIG, scene
+
+from model import ConfigError, ModelConfig, Pix2SeqD
+from model.bits import (
+    bit_table,
+    bits_to_codes,
+    codes_to_bits,
+    codes_to_labels,
+    expected_bits,
+    labels_to_bits,
+    labels_to_codes,
+)
+from model.diffusion import LossConfig, ddim, ddpm, draw, pixel_weights, seeded, training_loss
+from model.schedule import add_noise, gamma, sampling_times
+from model.training import to_device
+
+
+@pytest.mark.parametrize("code_bits", [(5, 5), (8, 8), (8, 8, 8), (6, 4, 3)])
+def test_every_class_and_id_survives_the_bits(code_bits):
+    slots = torch.arange(2 ** sum(code_bits[1:]))
+    semantic = (slots % 20).view(1, 1, -1)
+    slots = slots.view(1, 1, -1)
+    known = torch.ones_like(slots, dtype=torch.bool)
+    analog = labels_to_bits(semantic, slots, known, known, code_bits, 0.1)
+    assert analog.unique().tolist() == pytest.approx([-0.1, 0.1])
+    back = codes_to_labels(bits_to_codes(analog, code_bits), code_bits)
+    assert torch.equal(back[0], semantic) and torch.equal(back[1], slots)
+
+
+def test_three_codes_are_the_rgb_of_a_panoptic_png():
+    codes = labels_to_codes(torch.tensor([[[13]]]), torch.tensor([[[0x1234]]]), (8, 8, 8))
+    assert [c.item() for c in codes] == [13, 0x12, 0x34]
+
+
+def test_unknown_pixels_have_zero_bits():
+    semantic, slot = torch.full((1, 1, 2), 3), torch.full((1, 1, 2), 7)
+    semantic_known, slot_known = torch.tensor([[[True, False]]]), torch.tensor([[[False, False]]])
+    analog = labels_to_bits(semantic, slot, semantic_known, slot_known, (5, 5), 1.0)
+    assert (analog[0, :5, 0, 0] != 0).all() and (analog[0, :5, 0, 1] == 0).all() and (analog[0, 5:] == 0).all()
+
+
+def test_expected_bits_are_the_mean_of_the_codes():
+    logits = torch.randn(2, 32 + 8, 3, 4)
+    expected = expected_bits(logits, (5, 3), 0.5)
+    for part, bits, start in ((logits[:, :32], 5, 0), (logits[:, 32:], 3, 5)):
+        probability = part.softmax(dim=1)
+        mean = torch.einsum("bchw,cn->bnhw", probability, bit_table(bits)) * 0.5
+        assert torch.allclose(expected[:, start : start + bits], mean, atol=1e-6)
+    certain = torch.full((1, 32 + 8, 1, 1), -1e9)
+    certain[0, 21], certain[0, 32 + 6] = 0.0, 0.0
+    assert torch.equal(
+        expected_bits(certain, (5, 3), 1.0), codes_to_bits([torch.tensor([[[21]]]), torch.tensor([[[6]]])], (5, 3), 1.0)
+    )
+
+
+def test_gamma_falls_from_one_to_zero():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    g = gamma(t)
+    assert (g[:-1] > g[1:]).all() and g[0] > 1 - 1e-6 and g[-1] < 1e-6
+    assert gamma(0.37) == pytest.approx(g[37].item())
+    assert gamma(0.5) == pytest.approx(math.cos((0.5002 / 1.00025) * math.pi / 2) ** 2)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
+def test_times_are_those_of_the_step_count_and_the_time_difference(steps, difference):
+    times = sampling_times(steps, difference)
+    assert len(times) == steps and times[0][0] == 1.0 and times[-1][1] == 0.0
+    for k, (now, then) in enumerate(times):
+        assert now == pytest.approx(1 - k / steps)
+        assert then == pytest.approx(max(now - 1 / steps - difference, 0.0))
+
+
+@pytest.mark.parametrize("arguments", [(0, 0.0), (5, -0.1), (5, 1.1)])
+def test_impossible_times_are_refused(arguments):
+    with pytest.raises(ValueError, match="steps"):
+        sampling_times(*arguments)
+
+
+def visited(sampler, steps, difference, x0, noise):
+    """The states and times at which the sampler calls the oracle that returns the true x0."""
+    seen = []
+
+    def oracle(x, t, _):
+        seen.append((t, x.clone()))
+        return x0, x0
+
+    generator = torch.Generator().manual_seed(1)
+    answer = sampler(
+        oracle,
+        noise,
+        sampling_times(steps, difference),
+        lambda: torch.randn(noise.shape, generator=generator, dtype=noise.dtype),
+    )
+    assert torch.equal(answer, x0)
+    return seen
+
+
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_ddim_keeps_the_initial_noise_at_every_step(steps):
+    x0 = torch.where(torch.rand(1, 4, 8, 8, dtype=torch.float64) > 0.5, 0.3, -0.3)
+    noise = torch.randn_like(x0)
+    start = math.sqrt(gamma(1.0)) * x0 + math.sqrt(1 - gamma(1.0)) * noise
+    states = visited(ddim, steps, 0.0, x0, start)
+    assert [t for t, _ in states] == [now for now, _ in sampling_times(steps)]
+    for t, x in states:
+        residual = (x - math.sqrt(gamma(t)) * x0) / math.sqrt(1 - gamma(t))
+        assert torch.allclose(residual, noise, atol=1e-6)
+
+
+def test_ddpm_states_have_the_variance_of_their_time():
+    x0 = torch.where(torch.rand(1, 4, 200, 200, dtype=torch.float64) > 0.5, 0.3, -0.3)
+    for steps in (2, 5, 20, 50):
+        states = visited(ddpm, steps, 0.0, x0, torch.randn(x0.shape, dtype=torch.float64))
+        for t, x in states:
+            residual = x - math.sqrt(gamma(t)) * x0
+            assert residual.mean().abs() < 0.02
+            assert residual.var().item() == pytest.approx(1 - gamma(t), rel=0.03, abs=1e-5)
+
+
+def test_ddpm_draws_fresh_noise_at_each_step():
+    x0, noise = torch.zeros(1, 1, 64, 64), torch.randn(1, 1, 64, 64)
+    states = visited(ddpm, 4, 0.0, x0, noise)
+    correlation = torch.corrcoef(torch.stack([states[0][1].flatten(), states[3][1].flatten()]))[0, 1]
+    assert correlation < 0.9
+
+
+@pytest.mark.parametrize("sampler", [ddim, ddpm])
+def test_the_time_difference_changes_the_states(sampler):
+    x0 = torch.where(torch.rand(1, 4, 8, 8) > 0.5, 0.3, -0.3)
+    noise = torch.randn_like(x0)
+    plain, different = (visited(sampler, 5, d, x0, noise) for d in (0.0, 0.2))
+    assert [t for t, _ in plain] == [t for t, _ in different]
+    # With it the second state is the cleaner one: gamma of 0.6, not of 0.8, has been reached.
+    errors = [(states[1][1] - x0).square().mean() for states in (plain, different)]
+    assert errors[1] < errors[0]
+
+
+def test_noise_follows_the_number_of_the_sample_and_not_its_batch():
+    model = Pix2SeqD(CONFIG)
+    together = draw(7, [3, 4, 5], model, CONFIG.mask_size, "cpu", True)
+    alone = draw(7, [5], model, CONFIG.mask_size, "cpu", True)
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a[2:], b)
+    assert not torch.equal(together.noise[0], together.noise[1])
+    assert not torch.equal(draw(8, [5], model, CONFIG.mask_size, "cpu", True).noise, alone.noise)
+    assert seeded("cpu", 1, 2).initial_seed() != seeded("cpu", 2, 1).initial_seed()
+
+
+def test_pixel_weights_are_one_over_the_area():
+    slot = torch.zeros(1, 4, 8, dtype=torch.uint8)
+    slot[0, :2, :2], slot[0, 3, 0] = 3, 9
+    semantic = torch.ones_like(slot)
+    semantic[0, :, 6:] = 2
+    known = torch.ones_like(slot, dtype=torch.bool)
+    known[0, 0, 7] = False
+    weight = pixel_weights(semantic, slot, known, 0.2)
+    assert weight[0, 0, 7] == 0 and weight.sum().item() == pytest.approx(known.sum().item(), rel=1e-5)
+    assert (weight[0, 0, 0] / weight[0, 2, 2]).item() == pytest.approx(((26 + 1) / (4 + 1)) ** 0.2, rel=1e-5)
+    assert (weight[0, 3, 0] / weight[0, 0, 0]).item() == pytest.approx((5 / 2) ** 0.2, rel=1e-5)
+    by_class = pixel_weights(semantic, slot, known, 0.2, stuff_by_class=True)
+    assert (by_class[0, 2, 7] / by_class[0, 2, 2]).item() == pytest.approx((20 / 8) ** 0.2, rel=1e-5)
+    assert torch.equal(pixel_weights(semantic, slot, known, 0.0), known.float())
+
+
+def test_unknown_pixels_carry_no_loss():
+    torch.manual_seed(0)
+    model = Pix2SeqD(CONFIG)
+    batch = to_device(torch.utils.data.default_collate([scene(0), scene(1)]), torch.device("cpu"))
+    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu", False)
+    batch["semantic_known"][:, -1, :4] = batch["instance_known"][:, -1, :4] = False
+    before, _ = training_loss(model, CONFIG, LossConfig(), batch, draws)
+    batch["semantic"][:, -1, :4], batch["instance"][:, -1, :4] = 17, 30
+    after, _ = training_loss(model, CONFIG, LossConfig(), batch, draws)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("changes", [{}, {"self_conditioning": True}, {"loss": "mse"}, {"patch": 2}])
+def test_a_batch_of_four_is_learnt(changes):
+    """Fixed ids, no augmentation, no dropout: below 0.05 within 500 steps."""
+    import dataclasses
+
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, **changes)
+    model = Pix2SeqD(config)
+    batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(4)]), torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loss_config = LossConfig(history_dropout=0.0)
+    recent = []
+    for step in range(500):
+        draws = draw(0, range(4 * step, 4 * step + 4), model, config.mask_size, "cpu", False)
+        loss, _ = training_loss(model, config, loss_config, batch, draws)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent = [*recent[-19:], loss.item()]
+        if len(recent) == 20 and sum(recent) / 20 < 0.05:
+            return
+    raise AssertionError(f"the loss is {sum(recent) / 20:.3f} after 500 steps")
+
+
+def test_weights_do_not_depend_on_the_size():
+    model = Pix2SeqD(CONFIG).eval()
+    for size, mask in (((32, 64), (16, 32)), ((48, 80), (24, 40)), ((40, 70), (20, 35)), ((33, 65), (17, 33))):
+        features = model.encode(torch.rand(1, 3, *size), mask)
+        condition = model.condition(features, torch.zeros(1, 2 * CONFIG.bits, *mask))
+        output = model.predict(torch.randn(1, CONFIG.bits, *mask), torch.ones(1), condition)
+        assert output.shape == (1, CONFIG.num_codes, *mask) and output.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code_bits": (4, 5)},
+        {"code_bits": (8,)},
+        {"history_offsets": (-1, -2)},
+        {"history_offsets": (0,)},
+        {"scale": 0.0},
+        {"multipliers": (2, 2)},
+        {"patch": 3},
+        {"mask_size": (16,)},
+        {"tracked": (19,)},
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(changes):
+    with pytest.raises(ConfigError):
+        ModelConfig.from_dict(CONFIG.to_dict() | changes)
+
+
+def test_noise_at_time_zero_and_one():
+    x0, noise = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    assert torch.allclose(add_noise(x0, noise, torch.zeros(1)), x0, atol=2e-3)
+    assert torch.allclose(add_noise(x0, noise, torch.ones(1)), noise, atol=2e-3)
