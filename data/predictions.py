@@ -1,0 +1,250 @@
+"""What inference writes: panoptic PNGs, a line a frame in tracks.jsonl, an overlay, and a small state to go on from.
+
+Each prediction is complete or absent. The state of a half-done video lies in `<output>/.inference/`; it names the run
+(checkpoint by hash, and flags) and the inputs, and is used only where none of these has changed.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data import render
+from data.inputs import InputFrame, Sequence
+from data.labels import DataError, read_panoptic, write_panoptic
+from data.video import VideoWriter
+
+STATE_FOLDER = ".inference"
+TRACKS = "tracks.jsonl"
+STATE_EVERY = 20  # frames between two saved states: what a kill costs at most
+
+
+def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
+    """A hash of the checkpoint's content and of all that changes the predictions."""
+    digest = hashlib.sha256(json.dumps(flags, sort_keys=True, default=str).encode())
+    with checkpoint.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_files(sequences: list[Sequence]) -> list[str]:
+    """What is wrong with the image files, without decoding them: empty, no image, or cut off at the end."""
+    problems = []
+    for frame in (f for s in sequences if s.frames is not None for f in s.frames):
+        try:
+            size = frame.image.stat().st_size
+            with Image.open(frame.image) as image:
+                kind = image.format
+            with frame.image.open("rb") as file:
+                file.seek(-min(size, 64), os.SEEK_END)
+                end = file.read()
+        except Exception as error:  # Pillow raises many types for damaged files
+            problems.append(f"{frame.image} cannot be read as an image ({error})")
+            continue
+        mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind)
+        if mark and mark not in end:
+            problems.append(f"{frame.image} is cut off: its end is missing")
+    return problems
+
+
+def prefetched(sequence: Sequence, ahead: int = 4) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
+    """The frames of a sequence, read by a thread a few ahead, so that reading overlaps with computing."""
+    items: queue.Queue = queue.Queue(ahead)
+    gone = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not gone.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for item in sequence:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # handed over to the thread that waits for the frame
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        gone.set()
+
+
+class SequenceOutput:
+    """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always."""
+
+    def __init__(self, sequence: Sequence, folder: Path, run: str, overlay: str, fps: float, restart: bool = False):
+        self.sequence, self.folder, self.restart = sequence, folder, restart
+        safe = hashlib.sha256(sequence.name.encode()).hexdigest()[:16]
+        self.state_path = folder / STATE_FOLDER / f"{safe}.pt"
+        self.tracks_path = tracks_part(folder, sequence.name)
+        self.key = hashlib.sha256(f"{run} {self._inputs()}".encode()).hexdigest()
+        self.writer = ThreadPoolExecutor(1)
+        self.pending: list[Future] = []
+        self.tracks = self.overlay = None
+        if overlay != "none":
+            name = sequence.name.strip(".").replace("/", "_") or "video"
+            self.overlay = VideoWriter(folder / f"{name}_overlay.{overlay}", fps)
+
+    def _inputs(self) -> str:
+        paths = [self.sequence.video] if self.sequence.frames is None else [f.image for f in self.sequence.frames]
+        status = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+        return hashlib.sha256(repr(status).encode()).hexdigest()
+
+    def open(self) -> dict[str, Any] | None:
+        """Start writing. Returns {"done", "state"} of a half-done video where it can be gone on with."""
+        stored = None if self.restart else self._stored()
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        if stored is not None:
+            lines = self.tracks_path.read_text().splitlines()[: stored["lines"]]
+        self.lines = len(lines)
+        self.tracks_path.write_text("".join(f"{line}\n" for line in lines))
+        self.tracks = self.tracks_path.open("a")
+        if self.overlay is not None:
+            self.overlay.__enter__()
+        return stored
+
+    def _stored(self) -> dict[str, Any] | None:
+        try:
+            stored = torch.load(self.state_path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception:  # damaged: as if there were none
+            return None
+        if not isinstance(stored, dict) or stored.get("key") != self.key or not self.tracks_path.exists():
+            print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, starting over")
+            return None
+        frames = self.sequence.frames
+        if frames is not None:
+            written = [(self.folder / f.output).exists() for f in frames[: stored["done"]]]
+            if sum(written) < stored["lines"]:
+                return None  # predictions have been deleted since
+        return stored
+
+    def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A mask that lies in the output folder already. Raises DataError where there is none of the frame's size."""
+        semantic, track = read_panoptic(self.folder / frame.output)
+        if semantic.shape != image.shape[:2]:
+            raise DataError(f"{self.folder / frame.output} has another size than its frame")
+        return semantic, track
+
+    def write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool = False) -> None:
+        """Write one prediction, in a thread of its own; `given` masks stay as they are."""
+        while len(self.pending) > 8:
+            self.pending.pop(0).result()
+        self.pending.append(self.writer.submit(self._write, frame, image, semantic, track, given))
+
+    def _write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool) -> None:
+        if not given:
+            write_panoptic(self.folder / frame.output, semantic, track)
+        entry = {"sequence": self.sequence.name, "frame": frame.number, "file": frame.output.as_posix()}
+        self.tracks.write(json.dumps(entry | {"segments": describe_segments(semantic, track)}) + "\n")
+        self.lines += 1
+        self._draw(image, semantic, track)
+
+    def redraw(self, frame: InputFrame, image: np.ndarray | DataError) -> None:
+        """A frame of an earlier call: for the overlay alone."""
+        if self.overlay is not None and not isinstance(image, DataError):
+            self._draw(image, *read_panoptic(self.folder / frame.output))
+
+    def _draw(self, image: np.ndarray, semantic, track) -> None:
+        if self.overlay is None:
+            return
+        picture = render.overlay(image, semantic, track)
+        if self.overlay.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
+            picture = np.asarray(Image.fromarray(picture).resize(self.overlay.size[::-1]))
+        self.overlay.write(picture)
+
+    def checkpoint(self, done: int, state: Any, always: bool = False) -> None:
+        """Save where the video stands, after all that was written before it."""
+        if not always and done % STATE_EVERY:
+            return
+        self.wait()
+        self.tracks.flush()
+        temporary = self.state_path.with_suffix(".part")
+        content = {"key": self.key, "done": done, "lines": self.lines, "state": state.to_dict()}
+        torch.save(content, temporary)
+        os.replace(temporary, self.state_path)
+
+    def wait(self) -> None:
+        while self.pending:
+            self.pending.pop(0).result()
+
+    def finish(self, done: int, state: Any) -> None:
+        """The video is complete: its overlay appears under its name."""
+        self.checkpoint(done, state, always=True)
+        self.tracks.close()
+        if self.overlay is not None:
+            self.overlay.__exit__(None, None, None)
+            self.overlay = None
+        self.writer.shutdown()
+
+    def close(self) -> None:
+        """Give up what is open, after an error; a finished video is not changed."""
+        self.writer.shutdown(cancel_futures=True)
+        if self.tracks is not None:
+            self.tracks.close()
+        if self.overlay is not None and hasattr(self.overlay, "temporary"):
+            self.overlay.__exit__(InterruptedError, None, None)
+            self.overlay = None
+
+
+def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str, Any]]:
+    """id, class, area in pixels, and box [left, top, right, bottom) of each segment; id 0 is a class without tracks."""
+    key = track.astype(np.int64) * 256 + semantic
+    keys, inverse, areas = np.unique(key, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(key.shape)
+    height, width = key.shape
+    top, left = np.full(keys.size, height), np.full(keys.size, width)
+    bottom, right = np.zeros(keys.size, int), np.zeros(keys.size, int)
+    # Runs of equal pixels in a row: a box needs only their ends.
+    change = np.ones(key.shape, bool)
+    change[:, 1:] = key[:, 1:] != key[:, :-1]
+    y, x = np.nonzero(change)
+    segment = inverse[y, x]
+    ends = np.append(x[1:], 0)
+    ends = np.where(np.append(y[1:] != y[:-1], True), width, ends)
+    np.minimum.at(top, segment, y)
+    np.maximum.at(bottom, segment, y + 1)
+    np.minimum.at(left, segment, x)
+    np.maximum.at(right, segment, ends)
+    return [
+        {"id": int(k >> 8), "class": int(k & 255), "area": int(a), "box": [int(v) for v in box]}
+        for k, a, *box in zip(keys, areas, left, top, right, bottom, strict=True)
+    ]
+
+
+def tracks_part(folder: Path, name: str) -> Path:
+    return folder / STATE_FOLDER / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.jsonl"
+
+
+def merge_tracks(folder: Path, names: list[str]) -> None:
+    """The parts of all videos as one tracks.jsonl."""
+    temporary = folder / f".{TRACKS}.part"
+    with temporary.open("w") as file:
+        for name in names:
+            part = tracks_part(folder, name)
+            if part.exists():
+                file.write(part.read_text())
+    os.replace(temporary, folder / TRACKS)

@@ -1,0 +1,199 @@
+"""Run a trained model over video: panoptic PNGs, tracks and an overlay, frame after frame.
+
+    python inference.py                                                     data/input -> data/output
+    python inference.py --input_folder my_video.mp4 --overlay mp4           a video file
+    python inference.py --input_folder FRAMES --checkpoint results/streets/model-tiny.pt
+    python inference.py --input_folder IMAGES --independent_frames          images that are no video
+
+Input: a folder of images, a folder of such folders (one video each), images named
+<sequence>_<frame>_leftImg8bit.png (grouped by sequence), or a video file. Output, in the frames' size: RGB PNGs named
+<sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id), tracks.jsonl with a
+line a frame, and <sequence>_overlay.gif. Started again on a half-done folder it goes on where it stopped.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import cli
+
+with cli.imports():
+    import torch
+    from tqdm import tqdm
+
+    from data.inputs import Sequence, find_sequences
+    from data.labels import DataError
+    from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, prefetched
+    from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
+    from model.diffusion import SAMPLERS
+    from model.tracking import adopt
+
+DEMO_WEIGHTS = Path("results/streets/model-tiny.pt")
+
+OPTIONS = {
+    "files": [
+        cli.Option("input_folder", Path("data/input"), "folder of images, folder of such folders, or a video file"),
+        cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
+        cli.Option("checkpoint", Path("results/train/model-latest.pt"), "weights"),
+        cli.Option("overlay", "gif", "film of each video under its masks", ("none", "gif", "mp4", "webp")),
+        cli.Option("fps", 10.0, "frames a second of the overlay"),
+        cli.Option("skip_bad_files", False, "start although some images cannot be read; they are listed at the end"),
+        cli.Option("restart", False, "do not go on with a half-done output folder, start over"),
+    ],
+    "sampling": [
+        cli.Option("first_steps", 20, "denoising steps of a frame without history"),
+        cli.Option("steps", 8, "denoising steps of each frame after it"),
+        cli.Option("sampler", "ddim", "how a step is made", tuple(SAMPLERS)),
+        cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),
+        cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
+        cli.Option("seed", 42, "of the noise"),
+    ],
+    "history": [
+        cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as they are there"),
+        cli.Option("independent_frames", False, "images that are no video: no frame has a history"),
+    ],
+    "machine": [
+        cli.Option("device", "auto", "where to compute", ("auto", "cuda", "cpu")),
+        cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
+        cli.Option("image_size", None, "size that frames are fitted into; none: the model's", kind=int, nargs=2),
+        cli.Option("batch_videos", 1, "videos predicted side by side"),
+        cli.Option("compile", False, "compile the network; pays off after some hundred frames"),
+        cli.Option("quiet", False, "no progress bar"),
+    ],
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = cli.Parser(__doc__)
+    cli.add_options(parser, OPTIONS)
+    args = parser.parse_args()
+
+    # Everything is checked before anything is computed or written
+    if args.batch_videos < 1 or args.use_frames_before < 0 or args.fps <= 0:
+        raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
+    sampling = StreamConfig(args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed)
+    sequences = find_sequences(args.input_folder)
+    bad = check_files(sequences)
+    if bad and not args.skip_bad_files:
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0]}{more}; --skip_bad_files does the others")
+    predictor = load(args, sampling)
+    with cli.writable(args.output_folder):
+        args.output_folder.mkdir(parents=True, exist_ok=True)
+
+    # Videos, a few side by side
+    flags = {
+        name: getattr(args, name) for group in ("sampling", "history") for name in (o.name for o in OPTIONS[group])
+    }
+    flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
+    run = fingerprint(args.checkpoint, flags)
+    total = sum(len(s.frames) for s in sequences) if all(s.frames is not None for s in sequences) else None
+    failures: list[str] = []
+    with tqdm(total=total, unit="frame", disable=args.quiet, dynamic_ncols=True) as bar:
+        waiting = [Job(s, number, args, run, bar) for number, s in enumerate(sequences)]
+        predict(predictor, waiting, args.batch_videos, failures)
+    merge_tracks(args.output_folder, [s.name for s in sequences])
+
+    if failures:
+        print(f"inference.py: {len(failures)} frames could not be read and have no prediction:", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
+        return 1
+    return 0
+
+
+def load(args, sampling: StreamConfig) -> VideoPredictor:
+    """The predictor of the checkpoint; where there is none, say which there are."""
+    if not args.checkpoint.exists():
+        hint = f"; the demo's weights are {DEMO_WEIGHTS}" if DEMO_WEIGHTS.exists() else ""
+        raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or name one by --checkpoint{hint}")
+    device = None if args.device == "auto" else args.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
+    predictor = VideoPredictor.from_checkpoint(
+        args.checkpoint,
+        config=sampling,
+        device=device,
+        mixed_precision=args.mixed_precision,
+        image_size=args.image_size,
+    )
+    if args.compile:
+        predictor.model.compile_parts()
+    return predictor
+
+
+class Job:
+    """One video on its way: its frames, its state, and what is written of it."""
+
+    def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm):
+        self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
+        self.output = SequenceOutput(sequence, args.output_folder, run, args.overlay, args.fps, restart=args.restart)
+        self.state = StreamState(number)
+        self.done = 0
+
+    def start(self) -> None:
+        """Take up a half-done video: its state, and its first frames drawn again for the overlay."""
+        self.frames = prefetched(self.sequence)
+        stored = self.output.open()
+        if stored is not None:
+            self.state, self.done = StreamState.from_dict(stored["state"]), stored["done"]
+        for _ in range(self.done):
+            item = next(self.frames, None)
+            if item is not None:
+                self.output.redraw(*item)
+                self.bar.update()
+
+    def next_frame(self, predictor: VideoPredictor, failures: list[str]):
+        """(frame, image) of the next frame that is to be predicted, or None at the end."""
+        for frame, image in self.frames:
+            if isinstance(image, DataError):
+                failures.append(str(image))
+                self.state = self.state.forget()
+                self.finish_frame(None, None, None)
+                continue
+            if frame.after_gap or self.args.independent_frames:
+                self.state = self.state.forget()
+            if self.args.independent_frames:
+                self.state.next_track = 1
+            if self.done < self.args.use_frames_before:
+                semantic, track = self.output.given(frame, image)
+                self.state = adopt(self.state, semantic, track, predictor.model.config, predictor.mask_size)
+                self.finish_frame(frame, image, (semantic, track))
+                continue
+            return frame, image
+        return None
+
+    def finish_frame(self, frame, image, answer) -> None:
+        """Write one frame's prediction; None for one that could not be read."""
+        self.done += 1
+        if frame is not None:
+            self.output.write(frame, image, *answer, given=self.done <= self.args.use_frames_before)
+        self.output.checkpoint(self.done, self.state)
+        self.bar.update()
+
+
+def predict(predictor: VideoPredictor, waiting: list[Job], width: int, failures: list[str]) -> None:
+    """All videos, at most `width` of them side by side, each frame after frame."""
+    waiting, running = list(waiting), []
+    with contextlib.ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < width:
+                job = waiting.pop(0)
+                stack.callback(job.output.close)
+                job.start()
+                running.append(job)
+            due = [(job, job.next_frame(predictor, failures)) for job in running]
+            for job, item in due:
+                if item is None:
+                    job.output.finish(job.done, job.state)
+                    running.remove(job)
+            due = [(job, *item) for job, item in due if item is not None]
+            if not due:
+                continue
+            answers, states = predictor.step([image for _, _, image in due], [job.state for job, _, _ in due])
+            for (job, frame, image), answer, state in zip(due, answers, states, strict=True):
+                job.state = state
+                job.finish_frame(frame, image, (answer.semantic, answer.track))
+
+
+if __name__ == "__main__":
+    cli.run(main)

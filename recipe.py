@@ -1,0 +1,304 @@
+"""What pretrain.py and train.py share: from a command line to a run, data and model put together in one place.
+
+`run` reads as the run does: configuration; resume, init or scratch; data; validation; fit.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+import cli
+from data import render
+from data.cache import Cached
+from data.clips import Augmentation, ClipFormat, Clips
+from data.frames import FrameSource, usual_step
+from data.labels import CLASS_NAMES, write_image
+from data.mixture import TrainingStream
+from data.registry import DATASETS
+from metrics import Evaluation
+from model import PRESETS, CheckpointError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
+from model import checkpoint as checkpoints
+from model.diffusion import LossConfig
+from model.encoder import load_backbone
+from model.streaming import precision, scaled_sizes
+from model.training import TrainingConfig, fit
+
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+CONFIGS = (ModelConfig, TrainingConfig, LossConfig, Augmentation)
+
+
+def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) -> dict[str, list[cli.Option]]:
+    """The flags of both scripts beside those of the configuration dataclasses, with a script's own defaults."""
+    return {
+        "run": [
+            cli.Option("preset", "small", "size of the model, with the defaults that suit it", choices=tuple(PRESETS)),
+            cli.Option("results_folder", Path(results_folder), "checkpoints, log.jsonl and pictures", kind=Path),
+            cli.Option("init", None, "checkpoint to take weights from, where there is nothing to resume", kind=Path),
+            cli.Option("backbone_weights", None, "coco, imagenet, none or a file (default: coco; tiny: none)"),
+            cli.Option("dry_run", False, "print the resolved configuration and stop"),
+            cli.Option("quiet", False, "no progress bar"),
+        ],
+        "data": [
+            cli.Option("dataset", dataset, "one or several data sets", choices=tuple(DATASETS)),
+            cli.Option("data_root", None, data_root_help, nargs="+"),
+            cli.Option("dataset_weights", None, "share of each data set; none: by length", kind=float, nargs="+"),
+            cli.Option("cache", None, "folder that keeps frames at training size, decoded once", kind=Path),
+            cli.Option("skip_bad_files", False, "go on without files that cannot be read, instead of stopping"),
+            cli.Option("streets_videos", 400, "videos of 24 frames of the built-in world"),
+            cli.Option("validate_videos", 4, "held-out videos for validation; 0: no validation"),
+            cli.Option("validate_frames", 12, "frames of each"),
+        ],
+        "machine": [
+            cli.Option("device", "auto", "where to compute", choices=("auto", "cuda", "cpu")),
+            cli.Option("mixed_precision", "auto", "autocast type; auto: bf16 where it pays", choices=PRECISIONS),
+        ],
+    }
+
+
+def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict[str, Any]]) -> argparse.Namespace:
+    """Read the command line. The help shows the defaults of the preset that the command line names.
+
+    recipes: for each preset the fields of TrainingConfig, LossConfig and Augmentation that differ from their defaults.
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default="small")
+    preset = chooser.parse_known_args()[0].preset
+    defaults = preset_configs(preset if preset in PRESETS else "small", recipes)
+    parser = cli.Parser(doc)
+    cli.add_options(parser, groups)
+    for config in defaults:
+        cli.add_dataclass(parser, config, skip=("backbone_norm", "tracked"))
+    args = parser.parse_args()
+    if args.backbone_weights is None:
+        args.backbone_weights = "none" if args.preset == "tiny" else "coco"
+    args.configs = [dataclasses.replace(config, **cli.given(args, type(config))) for config in defaults]
+    return args
+
+
+def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]:
+    """ModelConfig, TrainingConfig, LossConfig, Augmentation of a preset."""
+    values = recipes[preset]
+    known = {f.name for cls in CONFIGS[1:] for f in dataclasses.fields(cls)}
+    assert set(values) <= known, set(values) - known
+    rest = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in CONFIGS[1:]]
+    return [PRESETS[preset], *rest]
+
+
+def run(args: argparse.Namespace) -> None:
+    """One training run, from the parsed command line."""
+    model_config, training, loss, augmentation = args.configs
+    model_config = resolve_model(model_config, args)
+    if args.dry_run:
+        print(json.dumps(describe(args, model_config, training, loss, augmentation), indent=2))
+        return
+    folder = Path(args.results_folder)
+    with cli.writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # Machine
+    cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
+    mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[
+        precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
+    ]
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+    say = accelerator.print
+    set_seed(training.seed)
+
+    # Resume, init, scratch
+    model, resume = initial_model(model_config, args, folder, say)
+    model_config = model.config
+
+    # Data
+    sources = open_sources(args, model_config, "train")
+    fmt = ClipFormat(
+        tuple(model_config.image_size), tuple(model_config.mask_size), model_config.slots, model_config.history_offsets
+    )
+    if args.cache:
+        sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
+    stream = TrainingStream(
+        [Clips(source, fmt, augmentation) for source in sources],
+        args.dataset_weights,
+        training.seed,
+        training.steps * training.batch_size,
+        args.skip_bad_files,
+    )
+    frames = " + ".join(f"{len(s.frames):,} of {s.name}" for s in sources)
+    count = sum(p.numel() for p in model.parameters())
+    say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
+
+    # Validation
+    validate = None
+    if args.validate_videos and accelerator.is_main_process:
+        held_out = open_sources(args, model_config, "val")[0]
+        validate = Validation(held_out, args.validate_videos, args.validate_frames, folder, accelerator)
+    elif args.validate_videos:
+        validate = _nothing  # the main process validates; the others wait for it
+
+    # Fit
+    if accelerator.is_main_process:
+        write_json(folder / "config.json", describe(args, model_config, training, loss, augmentation))
+    extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
+    try:
+        fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet)
+    except FloatingPointError as error:
+        cli.fail(str(error), status=1)
+    finally:
+        if accelerator.num_processes > 1:
+            accelerator.end_training()
+
+
+def resolve_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
+    """The model's configuration, with what follows from other flags: norms, and the mask's size from the image's."""
+    pretrained = args.backbone_weights != "none"
+    changes: dict[str, Any] = {"backbone_norm": "frozen_batch" if pretrained else "group"}
+    if args.image_size and not args.mask_size:
+        changes["mask_size"] = scaled_sizes(PRESETS[args.preset], tuple(args.image_size))[1]
+    return dataclasses.replace(config, **changes)
+
+
+def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, say) -> tuple[Pix2SeqD, dict | None]:
+    """Resume, init or scratch, in this order: the model, and the checkpoint to go on from where it is a resume.
+
+    Resume: the newest training checkpoint of the results folder. Init: --init, else model-0.pt of the results folder;
+    weights alone. Scratch: the backbone's pre-trained weights, or none.
+    """
+    # Resume
+    if found := checkpoints.newest(folder, report=say):
+        path, stored = found
+        model = Pix2SeqD(fitted(stored["config"], config, args, path))
+        say(f"resuming from {path}, step {stored['training']['step']}")
+        return model, stored
+
+    # Init
+    init = args.init or (folder / "model-0.pt" if (folder / "model-0.pt").exists() else None)
+    if init:
+        stored = checkpoints.load(init)
+        model = Pix2SeqD(fitted(stored["config"], config, args, init))
+        checkpoints.load_weights(model, stored["weights"], init)
+        say(f"weights of {init}")
+        return model, None
+
+    # Scratch
+    model = Pix2SeqD(config)
+    if args.backbone_weights != "none":
+        load_backbone(model.encoder, config.backbone, args.backbone_weights)
+        say(f"backbone weights: {args.backbone_weights}")
+    return model, None
+
+
+# What may differ between a checkpoint and the run that takes its weights.
+FREE_FIELDS = ("image_size", "mask_size", "tracked", "dropout", "backbone_norm")
+
+
+def fitted(stored: dict[str, Any], config: ModelConfig, args: argparse.Namespace, path: Path | str) -> ModelConfig:
+    """The stored configuration with this run's sizes. Raises CheckpointError where the networks differ."""
+    theirs = ModelConfig.from_dict(stored)
+    free = {name: getattr(config, name) for name in FREE_FIELDS if name != "backbone_norm"}
+    fitting = dataclasses.replace(theirs, **free)
+    differing = [
+        f.name
+        for f in dataclasses.fields(config)
+        if f.name not in FREE_FIELDS and getattr(fitting, f.name) != getattr(config, f.name)
+    ]
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{path} is of another configuration than --preset {args.preset}: {name} is {getattr(theirs, name)}, not "
+            f"{getattr(config, name)}" + (f", and {len(differing) - 1} more differ" if len(differing) > 1 else "")
+        )
+    return fitting
+
+
+def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
+    """The data sets of the command line; each takes the root at its place, or its default one."""
+    roots = args.data_root or [None] * len(args.dataset)
+    if len(roots) != len(args.dataset):
+        raise cli.UsageError(f"{len(args.dataset)} data sets need as many --data_root, not {len(roots)}")
+    if args.dataset_weights and len(args.dataset_weights) != len(args.dataset):
+        raise cli.UsageError(
+            f"{len(args.dataset)} data sets need as many --dataset_weights, not {len(args.dataset_weights)}"
+        )
+    sources = []
+    for name, root in zip(args.dataset, roots, strict=True):
+        options: dict[str, Any] = {}
+        if name == "streets":  # rendered, at the size that is asked for
+            videos = args.streets_videos if split == "train" else args.validate_videos
+            options = {"videos": videos, "image_size": tuple(config.image_size)}
+        sources.append(DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options))
+    return sources
+
+
+class Validation:
+    """The real metric on held-out videos, streamed as in inference; and a picture of input, truth and prediction."""
+
+    def __init__(self, source: FrameSource, videos: int, frames: int, folder: Path, accelerator: Accelerator):
+        self.source, self.folder, self.accelerator = source, folder, accelerator
+        self.videos = first_frames(source, videos, frames)
+
+    def __call__(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
+        predictor = VideoPredictor(model, StreamConfig(), self.accelerator.device, self.accelerator.mixed_precision)
+        evaluation = Evaluation(tracked=self.source.tracked, class_names=CLASS_NAMES)
+        rows = []
+        for number, positions in enumerate(self.videos):
+            predictor.reset(number)
+            for i in positions:
+                image, semantic, instance = self.source.read(i)
+                answer = predictor(image)
+                sequence = self.source.frames[i].sequence if self.source.is_video else None
+                evaluation.update((semantic, instance), (answer.semantic, answer.track), sequence)
+            rows.append(
+                [image, render.draw_panoptic(semantic, instance), render.draw_panoptic(answer.semantic, answer.track)]
+            )
+        smallest = min(row[0].shape[0] * row[0].shape[1] for row in rows)
+        rows = [row for row in rows if row[0].shape[0] * row[0].shape[1] == smallest]  # a strip is of one size
+        with contextlib.suppress(OSError):
+            write_image(self.folder / f"sample-{step}.png", render.strip(rows[:4]))
+        result = evaluation.result()
+        figures = {k: result["stq"][k] for k in ("STQ", "AQ", "SQ")}
+        return figures | {"PQ": result["pq"]["All"]["PQ"], "mIoU": result["miou"]["mIoU"]}
+
+
+def _nothing(model: Pix2SeqD, step: int) -> dict[str, Any]:
+    return {}
+
+
+def first_frames(source: FrameSource, videos: int, frames: int) -> list[list[int]]:
+    """Positions of the first frames of the first videos, up to the first gap; of single images, evenly spread ones."""
+    if not source.is_video:
+        chosen = np.linspace(0, len(source.frames) - 1, min(videos * frames, len(source.frames))).astype(int)
+        return [[int(i)] for i in chosen]
+    by_sequence: dict[str, list[int]] = {}
+    for i, frame in enumerate(source.frames):
+        by_sequence.setdefault(frame.sequence, []).append(i)
+    result = []
+    for positions in list(by_sequence.values())[:videos]:
+        numbers = [source.frames[i].number for i in positions]
+        step = usual_step(numbers)
+        run = 1
+        while run < min(frames, len(positions)) and numbers[run] - numbers[run - 1] == step:
+            run += 1
+        result.append(positions[:run])
+    return result
+
+
+def describe(args: argparse.Namespace, *configs: Any) -> dict[str, Any]:
+    """The resolved configuration of a run, as config.json and --dry_run have it."""
+    plain = {k: v for k, v in vars(args).items() if k != "configs" and not any(hasattr(c, k) for c in configs)}
+    settings = {type(c).__name__: dataclasses.asdict(c) for c in configs}
+    return {"command": sys.argv, **json.loads(json.dumps(plain, default=str)), **settings}
+
+
+def write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
