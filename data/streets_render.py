@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from data.labels import VOID
 from data.streets_models import ALONG, BUILDING, ROAD, SHADOW, SIDEWALK, SKY, TERRAIN, VEGETATION, Model
+from data.streets_texture import NOISE, bonnet, noise_table
 from data.streets_traffic import World
 from data.streets_world import Thing
 
 NEAR = 0.6  # m; what is nearer is cut off
-NOISE = 128  # side of the texture table, a power of two
 _FIELDS = ("normals", "colors", "classes", "texture", "pattern")
 
 
@@ -41,7 +41,7 @@ class Renderer:
         self.air = world.weather.horizon.astype(np.float32)  # the colour that distance fades into
         self.focal = rng.uniform(0.6, 0.74) * self.w
         self.horizon = rng.uniform(0.4, 0.5) * self.h
-        self.texture = _noise_table(rng)
+        self.texture = noise_table(rng)
         self.fine = np.clip(rng.standard_normal((NOISE, NOISE)), -2, 2).astype(np.float32)
         asphalt, stone = rng.uniform(66, 112), rng.uniform(118, 176)
         soil = np.array([92, 116, 60]) * rng.uniform(0.75, 1.15) + rng.uniform(0, 40) * np.array([1, 0.5, 0.2])
@@ -53,7 +53,7 @@ class Renderer:
         base[TERRAIN] = soil
         self.base = base * np.float32(self.daylight * (0.8 if world.weather.wet else 1.0))
         self.paint = np.array([222, 222, 214] if rng.random() < 0.8 else [222, 196, 110], np.float32) * self.daylight
-        self.bonnet = _bonnet(rng, self.h, self.w) if rng.random() < 0.3 else None
+        self.bonnet = bonnet(rng, self.h, self.w) if rng.random() < 0.3 else None
         self.sky, self.sky_labels = self._panorama(rng)
         v, u = np.mgrid[: self.h, : self.w].astype(np.float32)
         self.ray_x = (u[0] + 0.5 - self.w / 2) / self.focal  # (W,)
@@ -377,29 +377,6 @@ def _order(box: np.ndarray) -> np.ndarray:
         left[group] = False
         before -= behind[group].sum(0)
     return np.concatenate(order) if order else np.zeros(0, int)
-
-
-def _noise_table(rng: np.random.Generator) -> np.ndarray:
-    """A tile of soft noise (NOISE, NOISE) float32 in about -1..1, the same at its opposite edges."""
-    table = np.zeros((NOISE, NOISE))
-    for step, weight in ((32, 1.0), (8, 0.7), (2, 0.5), (1, 0.35)):
-        grid = rng.standard_normal((NOISE // step, NOISE // step)).repeat(step, 0).repeat(step, 1)
-        for _ in range(2 if step > 1 else 0):
-            for axis in (0, 1):
-                kernel = sum(np.roll(grid, k, axis) for k in range(-(step // 2), step // 2 + 1))
-                grid = kernel / (step + 1)
-        table += weight * grid / grid.std()
-    return (table / (2 * table.std())).clip(-1, 1).astype(np.float32)
-
-
-def _bonnet(rng: np.random.Generator, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ego car's bonnet at the bottom of the frame: mask (H, W) and colours float32 (H, W, 3)."""
-    v, u = np.mgrid[:h, :w]
-    rise = rng.uniform(0.04, 0.1)
-    top = 1 - rise * (1 - (2 * (u + 0.5) / w - 1 + rng.uniform(-0.1, 0.1)) ** 2) * 1.3
-    depth = (v + 0.5) / h - top
-    color = rng.uniform(15, 120, 3) * 0.4 + rng.uniform(10, 90)
-    return depth > 0, (color * (1.25 - 4 * depth[..., None].clip(0, 0.2))).astype(np.float32)
 
 
 def frames(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data import streets_models as models
+from data import streets_persons as persons
 from data import streets_scenery as scenery
 from data.streets_models import BICYCLE, BUS, CAR, MOTORCYCLE, PERSON, RIDER, TRUCK, Model
 from data.streets_world import FURNITURE_VIEW, VIEW, Street, Thing
@@ -35,7 +36,7 @@ class Actor:
     parked: bool = False
     lead: bool = False
     mount: "Actor | None" = None  # what a rider sits on
-    look: models.Look | None = None
+    look: persons.Look | None = None
     phase: float = 0.0
     walks: tuple[float, float] = (0.0, 0.0)
     goal: float = 0.0  # x at which a crossing ends
@@ -130,7 +131,7 @@ class World(Street):
 
     def _seat(self, mount: Actor, yaw: float) -> None:
         self.actors.append(Actor(self._track(), RIDER, mount.x, mount.s, 0.5, 0.5, mount.heading, mount=mount,
-                                 look=models.look(self.rng, False), walks=(yaw, 0.0)))  # fmt: skip
+                                 look=persons.look(self.rng, False), walks=(yaw, 0.0)))  # fmt: skip
 
     def _cycle(self, z: float, speed: float, heading: int) -> None:
         side = heading if self.oncoming_lanes or heading > 0 else 1
@@ -155,7 +156,7 @@ class World(Street):
                 return
             x = float(np.clip(middle + (i % 2) * rng.uniform(0.5, 0.8) - 0.3, lo, hi))
             a = Actor(self._track(), PERSON, x, self.s + z + 0.5 * i + rng.uniform(0, 0.4), 0.5, 0.5, 0)
-            a.look, a.phase = models.look(rng, self.weather.wet), rng.random()
+            a.look, a.phase = persons.look(rng, self.weather.wet), rng.random()
             a.walks, a.speed = (0.0, direction), 0.0 if stand else pace * rng.uniform(0.95, 1.05)
             if stand:
                 a.walks = (float(rng.choice([-1, 1])), 0.0) if rng.random() < 0.5 else (0.0, direction)
@@ -299,14 +300,14 @@ class World(Street):
         if a.model is not None:
             return a.model
         moving = a.speed > 0.2
-        key = int(a.phase * models.GAIT) % models.GAIT if moving else 0
+        key = int(a.phase * persons.GAIT) % persons.GAIT if moving else 0
         if a.cls == RIDER:
             if key not in a.cache:
                 heavy = a.mount.cls == MOTORCYCLE
-                a.cache[key] = models.rider(a.look, self.weather.light, a.walks[0], key / models.GAIT, heavy)
+                a.cache[key] = persons.rider(a.look, self.weather.light, a.walks[0], key / persons.GAIT, heavy)
             return a.cache[key]
         if (a.walks, key) not in a.cache:
-            a.cache[a.walks, key] = models.person(a.look, self.weather.light, a.walks, key / models.GAIT, moving)
+            a.cache[a.walks, key] = persons.person(a.look, self.weather.light, a.walks, key / persons.GAIT, moving)
         return a.cache[a.walks, key]
 
     def things(self) -> list[Thing]:
