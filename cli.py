@@ -56,8 +56,8 @@ def run(main: Callable[[], int | None]) -> typing.NoReturn:
         sys.exit(main())
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except OSError as error:  # a missing file, no permission, a full disk
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except ValueError as error:
         if type(error).__name__ not in ours:
             raise
@@ -102,10 +102,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help or ""
-        if action.option_strings and "show this help" not in text and "%(default)" not in text:
+        if action.option_strings and not any(part in text for part in ("show this help", "(default: ")):
             default = action.default
             if isinstance(default, tuple | list):
-                default = " ".join(map(str, default)) or "none"
+                default = " ".join(map(str, default))
+            default = "none" if default in (None, "") else default
             text += f" (default: {default})".replace("%", "%%")
         return text
 

@@ -69,7 +69,7 @@ def main() -> int:
     args = parser.parse_args()
 
     # Everything is checked before anything is computed or written
-    if args.batch_videos < 1 or args.use_frames_before < 0 or args.fps <= 0:
+    if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < args.fps <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
     sampling = StreamConfig(args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed)
     sequences = find_sequences(args.input_folder)
@@ -77,6 +77,7 @@ def main() -> int:
     if bad and not args.skip_bad_files:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(f"{bad[0]}{more}; --skip_bad_files does the others")
+    check_given(sequences, args.output_folder, args.use_frames_before)
     predictor = load(args, sampling)
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
@@ -88,10 +89,10 @@ def main() -> int:
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
     total = sum(len(s.frames) for s in sequences) if all(s.frames is not None for s in sequences) else None
-    failures: list[str] = []
     with tqdm(total=total, unit="frame", disable=args.quiet, dynamic_ncols=True) as bar:
-        waiting = [Job(s, number, args, run, bar) for number, s in enumerate(sequences)]
-        predict(predictor, waiting, args.batch_videos, failures)
+        jobs = [Job(s, number, args, run, bar) for number, s in enumerate(sequences)]
+        predict(predictor, jobs, args.batch_videos)
+    failures = [failure for job in jobs for failure in job.failures]
     merge_tracks(args.output_folder, [s.name for s in sequences])
 
     if failures:
@@ -99,6 +100,13 @@ def main() -> int:
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
         return 1
     return 0
+
+
+def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
+    """Raise DataError where a mask that --use_frames_before names is not there."""
+    for frame in (f for s in sequences for f in (s.frames or [])[:count]):
+        if not (folder / frame.output).is_file():
+            raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
 
 
 def load(args, sampling: StreamConfig) -> VideoPredictor:
@@ -126,27 +134,35 @@ class Job:
 
     def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm):
         self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
-        self.output = SequenceOutput(sequence, args.output_folder, run, args.overlay, args.fps, restart=args.restart)
+        self.output = SequenceOutput(
+            sequence, args.output_folder, run, args.overlay, args.fps, args.restart, args.use_frames_before
+        )
         self.state = StreamState(number)
         self.done = 0
+        self.failures: list[str] = []
 
     def start(self) -> None:
         """Take up a half-done video: its state, and its first frames drawn again for the overlay."""
-        self.frames = prefetched(self.sequence)
         stored = self.output.open()
         if stored is not None:
             self.state, self.done = StreamState.from_dict(stored["state"]), stored["done"]
+            self.failures = list(stored["failures"])
+        if self.args.overlay == "none":
+            self.frames = prefetched(self.sequence, skip=self.done)
+            self.bar.update(self.done)
+            return
+        self.frames = prefetched(self.sequence)
         for _ in range(self.done):
             item = next(self.frames, None)
             if item is not None:
                 self.output.redraw(*item)
                 self.bar.update()
 
-    def next_frame(self, predictor: VideoPredictor, failures: list[str]):
+    def next_frame(self, predictor: VideoPredictor):
         """(frame, image) of the next frame that is to be predicted, or None at the end."""
         for frame, image in self.frames:
             if isinstance(image, DataError):
-                failures.append(str(image))
+                self.failures.append(str(image))
                 self.state = self.state.forget()
                 self.finish_frame(None, None, None)
                 continue
@@ -167,13 +183,13 @@ class Job:
         self.done += 1
         if frame is not None:
             self.output.write(frame, image, *answer, given=self.done <= self.args.use_frames_before)
-        self.output.checkpoint(self.done, self.state)
+        self.output.checkpoint(self.done, self.state, self.failures)
         self.bar.update()
 
 
-def predict(predictor: VideoPredictor, waiting: list[Job], width: int, failures: list[str]) -> None:
+def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
     """All videos, at most `width` of them side by side, each frame after frame."""
-    waiting, running = list(waiting), []
+    waiting, running = list(jobs), []
     with contextlib.ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < width:
@@ -181,10 +197,10 @@ def predict(predictor: VideoPredictor, waiting: list[Job], width: int, failures:
                 stack.callback(job.output.close)
                 job.start()
                 running.append(job)
-            due = [(job, job.next_frame(predictor, failures)) for job in running]
+            due = [(job, job.next_frame(predictor)) for job in running]
             for job, item in due:
                 if item is None:
-                    job.output.finish(job.done, job.state)
+                    job.output.finish(job.done, job.state, job.failures)
                     running.remove(job)
             due = [(job, *item) for job, item in due if item is not None]
             if not due:

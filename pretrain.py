@@ -25,10 +25,13 @@ OPTIONS = recipe.options(
 # batch_size in samples. small and base: the published image training (arXiv 2210.06366, appendix).
 # tiny: from scratch, on a CPU.
 RECIPES = {
-    "tiny": {"steps": 2_000, "batch_size": 16, "lr": 1e-3, "warmup": 100, "ema_decay": 0.998, "synthetic_history": 0.5},
+    "tiny": {
+        "steps": 2_000, "batch_size": 16, "lr": 1e-3, "warmup": 100, "ema_decay": 0.998, "time_power": 2.0,
+        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 2, "corruption_coarse": 6,
+    },
     "small": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
     "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
-}
+}  # fmt: skip
 
 
 def main() -> None:

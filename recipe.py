@@ -22,15 +22,15 @@ from data import render
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips
 from data.frames import FrameSource, usual_step
-from data.labels import CLASS_NAMES, write_image
+from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
 from data.registry import DATASETS
 from metrics import Evaluation
-from model import PRESETS, CheckpointError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
+from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
 from model.diffusion import LossConfig
 from model.encoder import load_backbone
-from model.streaming import precision, scaled_sizes
+from model.streaming import config_of, precision, scaled_sizes
 from model.training import TrainingConfig, fit
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
@@ -96,6 +96,7 @@ def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]
 
 def run(args: argparse.Namespace) -> None:
     """One training run, from the parsed command line."""
+    check(args)
     model_config, training, loss, augmentation = args.configs
     model_config = resolve_model(model_config, args)
     if args.dry_run:
@@ -136,25 +137,38 @@ def run(args: argparse.Namespace) -> None:
     count = sum(p.numel() for p in model.parameters())
     say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
 
-    # Validation
-    validate = None
-    if args.validate_videos and accelerator.is_main_process:
-        held_out = open_sources(args, model_config, "val")[0]
-        validate = Validation(held_out, args.validate_videos, args.validate_frames, folder, accelerator)
-    elif args.validate_videos:
-        validate = _nothing  # the main process validates; the others wait for it
+    # Validation and pictures
+    validate, picture = None, None
+    if args.validate_videos:
+        held_out = HeldOut(open_sources(args, model_config, "val")[0], args, folder, accelerator)
+        validate, picture = held_out.validate, held_out.picture  # called in the main process; the others wait for it
 
     # Fit
     if accelerator.is_main_process:
         write_json(folder / "config.json", describe(args, model_config, training, loss, augmentation))
     extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
     try:
-        fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet)
+        fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet, picture)
     except FloatingPointError as error:
         cli.fail(str(error), status=1)
     finally:
         if accelerator.num_processes > 1:
             accelerator.end_training()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UsageError for values of the flags that no configuration checks."""
+    weights = args.dataset_weights
+    if weights and len(weights) != len(args.dataset):
+        raise cli.UsageError(f"{len(args.dataset)} data sets need as many --dataset_weights, not {len(weights)}")
+    if weights and not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
+        raise cli.UsageError(f"--dataset_weights must be 0 or more and not all 0, not {weights}")
+    if args.data_root and len(args.data_root) != len(args.dataset):
+        raise cli.UsageError(f"{len(args.dataset)} data sets need as many --data_root, not {len(args.data_root)}")
+    if args.validate_videos < 0 or args.validate_frames < 1 or args.streets_videos < 1:
+        raise cli.UsageError("--validate_videos must be 0 or more, --validate_frames and --streets_videos 1 or more")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
 
 
 def resolve_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
@@ -175,7 +189,7 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     # Resume
     if found := checkpoints.newest(folder, report=say):
         path, stored = found
-        model = Pix2SeqD(fitted(stored["config"], config, args, path))
+        model = build_model(fitted(stored, config, args, path))
         say(f"resuming from {path}, step {stored['training']['step']}")
         return model, stored
 
@@ -183,17 +197,27 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     init = args.init or (folder / "model-0.pt" if (folder / "model-0.pt").exists() else None)
     if init:
         stored = checkpoints.load(init)
-        model = Pix2SeqD(fitted(stored["config"], config, args, init))
+        model = build_model(fitted(stored, config, args, init))
         checkpoints.load_weights(model, stored["weights"], init)
         say(f"weights of {init}")
         return model, None
 
     # Scratch
-    model = Pix2SeqD(config)
+    model = build_model(config)
     if args.backbone_weights != "none":
         load_backbone(model.encoder, config.backbone, args.backbone_weights)
         say(f"backbone weights: {args.backbone_weights}")
     return model, None
+
+
+def build_model(config: ModelConfig) -> Pix2SeqD:
+    """Raises ConfigError where widths, depths and heads do not make a network."""
+    try:
+        return Pix2SeqD(config)
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        raise ConfigError(f"this model cannot be built: {error}") from None
 
 
 # What may differ between a checkpoint and the run that takes its weights.
@@ -201,8 +225,8 @@ FREE_FIELDS = ("image_size", "mask_size", "tracked", "dropout", "backbone_norm")
 
 
 def fitted(stored: dict[str, Any], config: ModelConfig, args: argparse.Namespace, path: Path | str) -> ModelConfig:
-    """The stored configuration with this run's sizes. Raises CheckpointError where the networks differ."""
-    theirs = ModelConfig.from_dict(stored)
+    """A checkpoint's configuration with this run's sizes. Raises CheckpointError where the networks differ."""
+    theirs = config_of(stored, path)
     free = {name: getattr(config, name) for name in FREE_FIELDS if name != "backbone_norm"}
     fitting = dataclasses.replace(theirs, **free)
     differing = [
@@ -222,12 +246,6 @@ def fitted(stored: dict[str, Any], config: ModelConfig, args: argparse.Namespace
 def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
     """The data sets of the command line; each takes the root at its place, or its default one."""
     roots = args.data_root or [None] * len(args.dataset)
-    if len(roots) != len(args.dataset):
-        raise cli.UsageError(f"{len(args.dataset)} data sets need as many --data_root, not {len(roots)}")
-    if args.dataset_weights and len(args.dataset_weights) != len(args.dataset):
-        raise cli.UsageError(
-            f"{len(args.dataset)} data sets need as many --dataset_weights, not {len(args.dataset_weights)}"
-        )
     sources = []
     for name, root in zip(args.dataset, roots, strict=True):
         options: dict[str, Any] = {}
@@ -238,38 +256,52 @@ def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> l
     return sources
 
 
-class Validation:
-    """The real metric on held-out videos, streamed as in inference; and a picture of input, truth and prediction."""
+PICTURE_VIDEOS, PICTURE_FRAMES = 4, 3  # of a sample-<N>.png: the third frame of each video, with its whole history
 
-    def __init__(self, source: FrameSource, videos: int, frames: int, folder: Path, accelerator: Accelerator):
+
+class HeldOut:
+    """Held-out videos: the real metric over them, streamed as in inference, and pictures of them."""
+
+    def __init__(self, source: FrameSource, args: argparse.Namespace, folder: Path, accelerator: Accelerator):
         self.source, self.folder, self.accelerator = source, folder, accelerator
-        self.videos = first_frames(source, videos, frames)
+        self.videos = first_frames(source, args.validate_videos, args.validate_frames)
+        self.skip_bad_files = args.skip_bad_files
 
-    def __call__(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
-        predictor = VideoPredictor(model, StreamConfig(), self.accelerator.device, self.accelerator.mixed_precision)
+    def validate(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
+        """STQ, AQ, SQ (None for single images), PQ and mIoU."""
         evaluation = Evaluation(tracked=self.source.tracked, class_names=CLASS_NAMES)
-        rows = []
-        for number, positions in enumerate(self.videos):
-            predictor.reset(number)
-            for i in positions:
-                image, semantic, instance = self.source.read(i)
-                answer = predictor(image)
-                sequence = self.source.frames[i].sequence if self.source.is_video else None
-                evaluation.update((semantic, instance), (answer.semantic, answer.track), sequence)
-            rows.append(
-                [image, render.draw_panoptic(semantic, instance), render.draw_panoptic(answer.semantic, answer.track)]
-            )
-        smallest = min(row[0].shape[0] * row[0].shape[1] for row in rows)
-        rows = [row for row in rows if row[0].shape[0] * row[0].shape[1] == smallest]  # a strip is of one size
-        with contextlib.suppress(OSError):
-            write_image(self.folder / f"sample-{step}.png", render.strip(rows[:4]))
+        for number in range(len(self.videos)):
+            for sequence, _, truth, answer in self._predicted(model, number, None):
+                evaluation.update(truth, (answer.semantic, answer.track), sequence)
         result = evaluation.result()
         figures = {k: result["stq"][k] for k in ("STQ", "AQ", "SQ")}
         return figures | {"PQ": result["pq"]["All"]["PQ"], "mIoU": result["miou"]["mIoU"]}
 
+    def picture(self, model: Pix2SeqD, number: int) -> None:
+        """sample-<number>.png: input, truth and prediction of a frame of a few videos, a row each."""
+        rows = []
+        for video in range(min(len(self.videos), PICTURE_VIDEOS)):
+            if frames := list(self._predicted(model, video, PICTURE_FRAMES)):
+                _, image, truth, answer = frames[-1]
+                rows.append([image, render.draw_panoptic(*truth), render.draw_panoptic(answer.semantic, answer.track)])
+        rows = [row for row in rows if row[0].shape == rows[0][0].shape]  # a strip is of one size
+        with contextlib.suppress(OSError):
+            if rows:
+                write_image(self.folder / f"sample-{number}.png", render.strip(rows))
 
-def _nothing(model: Pix2SeqD, step: int) -> dict[str, Any]:
-    return {}
+    def _predicted(self, model: Pix2SeqD, number: int, frames: int | None):
+        """(sequence, image, truth, answer) of the first frames of one video, up to one that cannot be read."""
+        predictor = VideoPredictor(model, StreamConfig(), self.accelerator.device, self.accelerator.mixed_precision)
+        predictor.reset(number)
+        for i in self.videos[number][:frames]:
+            try:
+                image, semantic, instance = self.source.read(i)
+            except DataError:
+                if not self.skip_bad_files:
+                    raise
+                return
+            sequence = self.source.frames[i].sequence if self.source.is_video else None
+            yield sequence, image, (semantic, instance), predictor(image)
 
 
 def first_frames(source: FrameSource, videos: int, frames: int) -> list[list[int]]:

@@ -26,7 +26,8 @@ OPTIONS = recipe.options(
 RECIPES = {
     "tiny": {
         "steps": 2_000, "batch_size": 16, "lr": 1e-3, "warmup": 100, "ema_decay": 0.998,
-        "history_absent": 0.3, "history_corruption": 0.3, "corruption_drop": 0.1, "corruption_shift": 1,
+        "history_absent": 0.5, "history_corruption": 0.5, "corruption_drop": 0.2, "corruption_shift": 2,
+        "corruption_coarse": 6, "time_power": 2.0,
     },
     "small": {"steps": 50_000, "batch_size": 32, "lr": 3e-5, "warmup": 1_000, "ema_decay": 0.99},
     "base": {"steps": 50_000, "batch_size": 32, "lr": 1e-5, "warmup": 1_000, "ema_decay": 0.99},

@@ -45,8 +45,8 @@ class ClipFormat:
         offsets = list(self.history_offsets)
         if any(o >= 0 for o in offsets) or offsets != sorted(set(offsets)):
             raise ValueError(f"history offsets must be negative, oldest first, as (-2, -1), not {tuple(offsets)}")
-        if not 2 <= self.slots <= 2**15:
-            raise ValueError(f"slots must be 2..{2**15}, not {self.slots}")
+        if not 2 <= self.slots <= 2**16:
+            raise ValueError(f"slots must be 2..{2**16}, not {self.slots}")
 
 
 class Clips(Dataset):
@@ -55,7 +55,7 @@ class Clips(Dataset):
     With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
       image           uint8 (3, H, W)       0 in the padding
       semantic        uint8 (T + 1, h, w)   code 0..19: trainId + 1, 0 = void
-      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (int16 above 256)
+      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (see `slot_type`)
       semantic_known  bool (T + 1, h, w)    False in void and padding
       instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
       history_valid   bool (T,)             False where there is no such frame: its maps are 0 and unknown
@@ -123,6 +123,11 @@ class Clips(Dataset):
         }
 
 
+def slot_type(slots: int) -> type[np.integer]:
+    """The smallest integer type of torch and NumPy for slots 0..slots-1; 65,536 (two bytes of an id) need 32 bits."""
+    return np.uint8 if slots <= 256 else np.int16 if slots <= 2**15 else np.int32
+
+
 def assign_slots(
     semantic: np.ndarray, instance: np.ndarray, slots: int, generator: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -130,10 +135,10 @@ def assign_slots(
 
     semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
     order of class and id where the generator is None. Where there are more instances than slots, the larger ones get
-    them. Returns the slots (uint8, int16 where there are more than 256), 0 for stuff; and where a thing has none
-    (crowd, or no slot left), bool; both (T + 1, h, w).
+    them. Returns the slots (of `slot_type`), 0 for stuff; and where a thing has none (crowd, or no slot left), bool;
+    both (T + 1, h, w).
     """
-    slot = np.zeros(semantic.size, np.uint8 if slots <= 256 else np.int16)
+    slot = np.zeros(semantic.size, slot_type(slots))
     thing = np.flatnonzero(IS_THING[semantic])
     no_slot = np.zeros(semantic.size, bool)
     ids = instance.ravel()[thing].astype(np.int64)

@@ -68,7 +68,7 @@ class FileSource:
 
 def natural_key(text: str) -> list:
     """Sort key that orders digits by their value: frame_9 before frame_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:

@@ -19,7 +19,7 @@ from data.video import VIDEO_SUFFIXES, read_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
-_OURS = ("_panoptic", "_gtFine", "_labelIds", "_instanceIds")  # labels that may lie beside the images
+_OURS = ("_panoptic", "_overlay", "_gtFine", "_labelIds", "_instanceIds")  # what may lie beside the images
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,33 @@ class Sequence:
     frames: list[InputFrame] | None
     video: Path | None = None
 
-    def __iter__(self) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-        """Each frame with its image uint8 (H, W, 3), or with the DataError that says why it cannot be read."""
+    def read(self, skip: int = 0) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
+        """Each frame but the first `skip`, with its image uint8 (H, W, 3) or the DataError that says why it has none.
+
+        Raises DataError for a video file of which nothing can be read; one that breaks off ends with the DataError.
+        """
         if self.video is None:
-            for frame in self.frames:
+            for frame in self.frames[skip:]:
                 try:
                     yield frame, read_image(frame.image)
                 except DataError as error:
                     yield frame, error
             return
-        for number, image in enumerate(read_video(self.video)):
-            yield InputFrame(number, Path(f"{self.video.stem}_{number:06d}_panoptic.png"), None), image
+        number, images = 0, read_video(self.video)
+        while True:
+            frame = InputFrame(number, Path(f"{self.video.stem}_{number:06d}_panoptic.png"), None)
+            try:
+                image = next(images, None)
+            except DataError as error:
+                if number == 0:
+                    raise
+                yield frame, DataError(f"{error}, after frame {number - 1}")
+                return
+            if image is None:
+                return
+            if number >= skip:
+                yield frame, image
+            number += 1
 
 
 def find_sequences(path: str | Path) -> list[Sequence]:
@@ -70,6 +86,8 @@ def find_sequences(path: str | Path) -> list[Sequence]:
             inside = folder.relative_to(path)
             frames = _numbered(images, inside)
             label = str(inside / name) if name else str(inside) if inside != Path() else path.resolve().name
+            while any(s.name == label for s in sequences):  # as of a folder `a` beside images `a_<n>_leftImg8bit.png`
+                label += "+"
             sequences.append(Sequence(label, frames))
         for video in sorted(p for p in _files(folder, deep=False) if p.suffix.lower() in VIDEO_SUFFIXES):
             raise DataError(f"{video} is a video inside a folder: give it by itself, --input_folder {video}")

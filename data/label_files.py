@@ -162,7 +162,7 @@ def _coco(files: list[Path], folder: Path, split: str) -> Iterator[LabelFile]:
                     for s in frame["segments_info"]
                 )
                 yield LabelFile(str(frame["image_id"]), images / frame["file_name"], "coco", segments)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{path} cannot be read as a panoptic JSON ({type(error).__name__}: {error})") from None
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 
 from data import render
 from data.inputs import InputFrame, Sequence
-from data.labels import DataError, read_panoptic, write_panoptic
+from data.labels import MAX_PIXELS, DataError, open_image, read_panoptic, write_panoptic
 from data.video import VideoWriter
 
 STATE_FOLDER = ".inference"
@@ -38,13 +39,15 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
 
 
 def check_files(sequences: list[Sequence]) -> list[str]:
-    """What is wrong with the image files, without decoding them: empty, no image, or cut off at the end."""
+    """What is wrong with the image files, without decoding sound ones: no image, too large, or cut off at the end."""
     problems = []
     for frame in (f for s in sequences if s.frames is not None for f in s.frames):
         try:
             size = frame.image.stat().st_size
-            with Image.open(frame.image) as image:
-                kind = image.format
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+                with Image.open(frame.image) as image:
+                    kind, pixels = image.format, image.width * image.height
             with frame.image.open("rb") as file:
                 file.seek(-min(size, 64), os.SEEK_END)
                 end = file.read()
@@ -52,13 +55,20 @@ def check_files(sequences: list[Sequence]) -> list[str]:
             problems.append(f"{frame.image} cannot be read as an image ({error})")
             continue
         mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind)
-        if mark and mark not in end:
-            problems.append(f"{frame.image} is cut off: its end is missing")
+        if pixels > MAX_PIXELS:
+            problems.append(f"{frame.image} claims {pixels:,} pixels; more than {MAX_PIXELS:,} are refused")
+        elif mark and mark not in end:
+            try:
+                open_image(frame.image)  # some cameras add to the end of a whole image
+            except DataError:
+                problems.append(f"{frame.image} is cut off: its end is missing")
     return problems
 
 
-def prefetched(sequence: Sequence, ahead: int = 4) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-    """The frames of a sequence, read by a thread a few ahead, so that reading overlaps with computing."""
+def prefetched(
+    sequence: Sequence, skip: int = 0, ahead: int = 4
+) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
+    """The frames of a sequence but the first `skip`, read by a thread a few ahead of the computing."""
     items: queue.Queue = queue.Queue(ahead)
     gone = threading.Event()
 
@@ -73,7 +83,7 @@ def prefetched(sequence: Sequence, ahead: int = 4) -> Iterator[tuple[InputFrame,
 
     def read() -> None:
         try:
-            for item in sequence:
+            for item in sequence.read(skip):
                 if not put(item):
                     return
             put(None)
@@ -93,12 +103,22 @@ def prefetched(sequence: Sequence, ahead: int = 4) -> Iterator[tuple[InputFrame,
 class SequenceOutput:
     """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always."""
 
-    def __init__(self, sequence: Sequence, folder: Path, run: str, overlay: str, fps: float, restart: bool = False):
+    def __init__(
+        self,
+        sequence: Sequence,
+        folder: Path,
+        run: str,
+        overlay: str = "none",
+        fps: float = 10.0,
+        restart: bool = False,
+        given: int = 0,
+    ):
+        """given: how many of the first frames' masks lie in the folder already."""
         self.sequence, self.folder, self.restart = sequence, folder, restart
         safe = hashlib.sha256(sequence.name.encode()).hexdigest()[:16]
         self.state_path = folder / STATE_FOLDER / f"{safe}.pt"
         self.tracks_path = tracks_part(folder, sequence.name)
-        self.key = hashlib.sha256(f"{run} {self._inputs()}".encode()).hexdigest()
+        self.key = hashlib.sha256(f"{run} {self._inputs()} {self._given(given)}".encode()).hexdigest()
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
         self.tracks = self.overlay = None
@@ -111,8 +131,13 @@ class SequenceOutput:
         status = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
         return hashlib.sha256(repr(status).encode()).hexdigest()
 
+    def _given(self, count: int) -> list[str]:
+        outputs = [Path(f.output) for f in (self.sequence.frames or [])[:count]]
+        there = [self.folder / p for p in outputs if (self.folder / p).is_file()]
+        return [hashlib.sha256(p.read_bytes()).hexdigest() for p in there]
+
     def open(self) -> dict[str, Any] | None:
-        """Start writing. Returns {"done", "state"} of a half-done video where it can be gone on with."""
+        """Start writing. Returns {"done", "state", "failures"} of a half-done video where it can be gone on with."""
         stored = None if self.restart else self._stored()
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
         lines = []
@@ -132,8 +157,10 @@ class SequenceOutput:
             return None
         except Exception:  # damaged: as if there were none
             return None
-        if not isinstance(stored, dict) or stored.get("key") != self.key or not self.tracks_path.exists():
+        if not isinstance(stored, dict) or stored.get("key") != self.key:
             print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, starting over")
+            return None
+        if not self.tracks_path.exists() or len(self.tracks_path.read_text().splitlines()) < stored["lines"]:
             return None
         frames = self.sequence.frames
         if frames is not None:
@@ -176,14 +203,14 @@ class SequenceOutput:
             picture = np.asarray(Image.fromarray(picture).resize(self.overlay.size[::-1]))
         self.overlay.write(picture)
 
-    def checkpoint(self, done: int, state: Any, always: bool = False) -> None:
+    def checkpoint(self, done: int, state: Any, failures: list[str], always: bool = False) -> None:
         """Save where the video stands, after all that was written before it."""
         if not always and done % STATE_EVERY:
             return
         self.wait()
         self.tracks.flush()
         temporary = self.state_path.with_suffix(".part")
-        content = {"key": self.key, "done": done, "lines": self.lines, "state": state.to_dict()}
+        content = {"key": self.key, "done": done, "lines": self.lines, "failures": failures, "state": state.to_dict()}
         torch.save(content, temporary)
         os.replace(temporary, self.state_path)
 
@@ -191,9 +218,9 @@ class SequenceOutput:
         while self.pending:
             self.pending.pop(0).result()
 
-    def finish(self, done: int, state: Any) -> None:
+    def finish(self, done: int, state: Any, failures: list[str]) -> None:
         """The video is complete: its overlay appears under its name."""
-        self.checkpoint(done, state, always=True)
+        self.checkpoint(done, state, failures, always=True)
         self.tracks.close()
         if self.overlay is not None:
             self.overlay.__exit__(None, None, None)

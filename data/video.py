@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,9 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 def read_video(path: str | Path) -> Iterator[np.ndarray]:
     """The frames of a video file, uint8 (H, W, 3) RGB. Raises DataError for a file that cannot be decoded."""
     try:
-        with av.open(str(path)) as container:
+        # A playlist in a video's clothes opens nothing but files, and no text in it is decoded strictly.
+        options = {"protocol_whitelist": "file"}
+        with av.open(str(Path(path).resolve()), options=options, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise DataError(f"{path} holds no video")
             stream = container.streams.video[0]
@@ -45,9 +46,8 @@ class VideoWriter:
 
     def __enter__(self) -> "VideoWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part")
-        os.close(handle)
-        self.temporary = Path(name)
+        self.temporary = self.path.with_name(f".{self.path.name}.part")  # one name: a killed run's is written over
+        self.temporary.touch()
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -57,7 +57,6 @@ class VideoWriter:
                     self._flush()
                 self.container.close()
             if kind is None and self.size is not None:
-                os.chmod(self.temporary, 0o644)
                 os.replace(self.temporary, self.path)
         finally:
             self.temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ inference), `training` (step, raw weights, optimizer, ...). A file that holds we
 import contextlib
 import os
 import re
-import tempfile
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,16 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
     check_plain(checkpoint)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.part")  # one name: what a killed run left is written over by the next
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError):  # torch's writer reports a full disk as a RuntimeError
             raise OSError(f"{path} cannot be written: {error}") from error
         raise
@@ -66,25 +66,43 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, with nothing in it executed. Raises CheckpointError."""
+    """Read a checkpoint onto the CPU, verified, with nothing in it executed. Raises CheckpointError."""
     path = Path(path)
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
+            if altered := archive.testzip():
+                raise CheckpointError(f"{path} is damaged: the checksum of {altered} does not fit")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder, not a checkpoint") from None
     except PermissionError:
-        raise CheckpointError(f"{path} must not be read by you") from None
+        raise CheckpointError(f"{path} cannot be read: permission denied") from None
     except Exception as error:  # damaged or refused: torch raises RuntimeError, UnpicklingError, EOFError, KeyError...
         kind = "refused" if "weights_only" in str(error).lower() else "damaged"
         reason = f"it is no checkpoint of tensors and plain values ({type(error).__name__})"
         raise CheckpointError(f"{path} is {kind}: {reason}") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this program (its format is not {FORMAT})")
-    if not isinstance(checkpoint.get("config"), dict) or not isinstance(checkpoint.get("weights"), dict):
+    if not isinstance(checkpoint.get("config"), dict) or not _is_weights(checkpoint.get("weights")):
         raise CheckpointError(f"{path} lacks its configuration or its weights")
+    training = checkpoint.get("training")
+    if training is not None and not _is_training(training):
+        raise CheckpointError(f"{path} is damaged: what training would go on from is not whole")
     return checkpoint
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _is_training(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(type(value.get(k)) is int for k in ("step", "ema_step")):
+        return False
+    return _is_weights(value.get("weights")) and isinstance(value.get("optimizer"), dict)
 
 
 def saved_numbers(folder: str | Path) -> list[int]:
@@ -98,11 +116,9 @@ def newest(folder: str | Path, report=print) -> tuple[Path, dict[str, Any]] | No
 
     A damaged one is named through `report` and passed over. Files that hold weights only do not count.
     """
-    folder = Path(folder)
-    found: list[tuple[int, Path, dict]] = []
-    # Newest files first; model-latest.pt is at least as new as the numbered ones unless it was damaged or removed.
-    candidates = [folder / LATEST, *(folder / f"model-{n}.pt" for n in reversed(saved_numbers(folder)))]
-    for path in candidates:
+    best: tuple[int, Path, dict[str, Any]] | None = None
+    for name in (LATEST, *(f"model-{n}.pt" for n in reversed(saved_numbers(folder)))):
+        path = Path(folder) / name
         if not path.is_file():
             continue
         try:
@@ -110,20 +126,18 @@ def newest(folder: str | Path, report=print) -> tuple[Path, dict[str, Any]] | No
         except CheckpointError as error:
             report(f"{error}; going on with the one before")
             continue
-        if isinstance(checkpoint.get("training"), dict) and isinstance(checkpoint["training"].get("step"), int):
-            found.append((checkpoint["training"]["step"], path, checkpoint))
-            if path.name != LATEST or len(found) > 1:
-                break  # numbered files ascend with the step: the newest readable one decides
-    if not found:
-        return None
-    _, path, checkpoint = max(found, key=lambda item: item[0])
-    return path, checkpoint
+        if training := checkpoint.get("training"):
+            if best is None or training["step"] > best[0]:
+                best = training["step"], path, checkpoint
+            if best[1].name == LATEST and name != LATEST:
+                break  # the usual case: latest is whole, and no older than the highest number
+    return best and best[1:]
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
     """Load weights strictly; half-precision files are widened. Raises CheckpointError that says what does not fit."""
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(map(str, weights.keys() - own.keys()))
     wrong = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
     if missing or extra or wrong:
         example = (sorted(wrong) or missing or extra)[0]

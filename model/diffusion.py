@@ -30,7 +30,7 @@ class Draws(NamedTuple):
     t_next: Tensor  # (B,) of self-aligned denoising, as a share of t
     noise_next: Tensor | None  # (B, bits, h, w)
     coins: Tensor  # (B, 3) for self-conditioning, self-aligned denoising, absent history
-    history: Tensor  # (B, T, 4) for dropout, corruption, shift in y and x
+    history: Tensor  # (B, T, 5) for dropout, corruption, shift in y and x, coarseness
     slots: Tensor  # (B, T, K) for the instances that a corrupted history lacks
 
 
@@ -51,7 +51,7 @@ def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence
     """
     c = model.config
     frames, slots = len(c.history_offsets), min(c.slots, 256)
-    sizes = (1, 1, 3, frames * 4, frames * slots)
+    sizes = (1, 1, 3, frames * 5, frames * slots)
     rows, noises = [], []
     for number in numbers:
         g = seeded(device, seed, int(number))
@@ -59,7 +59,7 @@ def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence
         noises.append(torch.randn(2 if twice else 1, c.bits, *mask_size, generator=g, device=device))
     t, t_next, coins, history, per_slot = torch.stack(rows).split(sizes, dim=1)
     noise = torch.stack(noises)
-    history, per_slot = history.unflatten(1, (frames, 4)), per_slot.unflatten(1, (frames, slots))
+    history, per_slot = history.unflatten(1, (frames, 5)), per_slot.unflatten(1, (frames, slots))
     return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins, history, per_slot)
 
 
@@ -81,10 +81,12 @@ class LossConfig:
     learn_void: bool = _field(False, "loss", "learn void as a class, as the published code does")
     self_conditioning_rate: float = _field(0.5, "loss", "share of samples given their own first estimate")
     self_aligned_rate: float = _field(0.0, "loss", "share of samples denoised from their own re-noised estimate")
+    time_power: float = _field(1.0, "loss", "t = u^(1 / power), u uniform: above 1 spends more on noisy times")
     history_dropout: float = _field(0.2, "history", "probability that a history mask is dropped")
     history_absent: float = _field(0.0, "history", "probability that a clip has no history at all, as a first frame")
     history_corruption: float = _field(0.0, "history", "probability that a history mask is corrupted")
     corruption_shift: int = _field(2, "history", "largest shift of a corrupted mask, in mask pixels")
+    corruption_coarse: int = _field(1, "history", "largest block, in mask pixels, that a corrupted mask is blurred to")
     corruption_drop: float = _field(0.2, "history", "share of instances missing in a corrupted mask")
 
 
@@ -131,13 +133,16 @@ def corrupt_history(semantic_known: Tensor, slot_known: Tensor, maps: list[Tenso
     gone = missing.gather(2, index.flatten(2)).view_as(slot_known)
     semantic_known, slot_known = semantic_known & ~gone, slot_known & ~gone
 
-    # Shift by gathering rows and columns; what comes in from outside repeats the border.
+    # Shift and blocks by gathering rows and columns; what comes in from outside repeats the border.
     h, w = semantic.shape[-2:]
     reach = 2 * loss.corruption_shift + 1
-    shift = (draws.history[..., 2:] * reach).long() - loss.corruption_shift  # (B, T, 2)
+    shift = (draws.history[..., 2:4] * reach).long() - loss.corruption_shift  # (B, T, 2)
     shift = shift * corrupted[..., None]
-    y = (torch.arange(h, device=semantic.device) + shift[..., :1]).clamp(0, h - 1)   # (B, T, h)
-    x = (torch.arange(w, device=semantic.device) + shift[..., 1:]).clamp(0, w - 1)   # (B, T, w)
+    block = 1 + (draws.history[..., 4:] * loss.corruption_coarse).long()     # (B, T, 1)
+    block = torch.where(corrupted[..., None], block, 1)
+    y, x = ((torch.arange(n, device=semantic.device) // block) * block + block // 2 for n in (h, w))
+    y = (y + shift[..., :1]).clamp(0, h - 1)                                 # (B, T, h)
+    x = (x + shift[..., 1:]).clamp(0, w - 1)                                 # (B, T, w)
     flat = (y[..., :, None] * w + x[..., None, :]).flatten(2)
     return [m.flatten(2).gather(2, flat).view_as(m) for m in (semantic, slot, semantic_known, slot_known)]
     # fmt: on
@@ -163,7 +168,8 @@ def training_loss(model: torch.nn.Module, config, loss: LossConfig, batch: dict[
     # Target: the current frame as analog bits, noised
     now = [m[:, -1] for m in (semantic, slot, semantic_known, slot_known)]   # (B, h, w)
     x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
-    x = add_noise(x0, draws.noise, draws.t)
+    t = draws.t ** (1 / loss.time_power)
+    x = add_noise(x0, draws.noise, t)
 
     # History: the masks before it
     past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
@@ -175,8 +181,8 @@ def training_loss(model: torch.nn.Module, config, loss: LossConfig, batch: dict[
     self_condition = draws.coins[:, 0] < loss.self_conditioning_rate if config.self_conditioning else None
     realign = None
     if loss.self_aligned_rate > 0:
-        realign = (draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * draws.t, draws.noise_next)
-    output = model(batch["image"], x, draws.t, history, self_condition, realign)
+        realign = (draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t, draws.noise_next)
+    output = model(batch["image"], x, t, history, self_condition, realign)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)

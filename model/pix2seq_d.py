@@ -121,7 +121,7 @@ class ModelConfig:
 
 # For a CPU: about 5 M parameters, everything from scratch.
 TINY = ModelConfig(
-    image_size=(96, 320), mask_size=(48, 160), code_bits=(5, 5), scale=0.5, backbone="resnet10",
+    image_size=(96, 320), mask_size=(48, 160), code_bits=(5, 5), scale=0.25, backbone="resnet10",
     encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=48,
     patch=2, dim=64, multipliers=(1, 2), denoiser_depth=3, transformer_dim=192, transformer_heads=3,
 )  # fmt: skip

@@ -207,7 +207,8 @@ class VideoPredictor:
 
     def stream(self, frames: Iterable[np.ndarray | Image.Image]) -> Iterator[Panoptic]:
         """The panoptics of one whole video, as they come."""
-        self.reset()
+        if self.state.frame:
+            self.reset()
         for frame in frames:
             yield self(frame)
 
@@ -245,19 +246,33 @@ class VideoPredictor:
 
 def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
     """The model of a checkpoint with its averaged weights. Raises CheckpointError."""
+    config = config_of(stored, source)
     try:
-        model = Pix2SeqD(ModelConfig.from_dict(stored["config"]))
-    except (ConfigError, TypeError) as error:
-        raise checkpoints.CheckpointError(f"{source}: {error}") from None
+        model = Pix2SeqD(config)
+    except Exception as error:  # values that no program of ours wrote: any type of error
+        raise checkpoints.CheckpointError(f"{source} holds a model that cannot be built ({error})") from None
     checkpoints.load_weights(model, stored["weights"], source)
     return model
 
 
+def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
+    """The model's configuration in a checkpoint. Raises CheckpointError."""
+    try:
+        return ModelConfig.from_dict(stored["config"])
+    except Exception as error:  # as above
+        raise checkpoints.CheckpointError(f"{source} holds a configuration that cannot be used ({error})") from None
+
+
 def scaled_sizes(config: ModelConfig, image_size: Sequence[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The sizes of image and mask where the image size is overridden: the mask keeps its proportion to the image."""
+    """The sizes of image and mask where the image size is overridden: the mask keeps its proportion to the image.
+
+    Raises ConfigError for a size that is none.
+    """
     if image_size is None:
         return tuple(config.image_size), tuple(config.mask_size)
-    ratio = config.image_size[0] // config.mask_size[0]
+    if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
+        raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
+    ratio = config.image_size[0] / config.mask_size[0]
     mask = tuple(max(config.patch, round(n / ratio / config.patch) * config.patch) for n in image_size)
     return tuple(image_size), mask
 

@@ -121,7 +121,8 @@ def adopt(
     slot_of = {t: s for s, t in after.track.items()}
     present, areas = np.unique(ids[ids > 0], return_counts=True)
     by_age = sorted(range(1, model.slots), key=lambda s: after.seen.get(s, -1))
-    free = [s for s in by_age if after.track.get(s) not in present]
+    taken = set(present.tolist())
+    free = [s for s in by_age if after.track.get(s) not in taken]
     for t in present[np.argsort(-areas)].tolist():
         s = slot_of.get(t) or (free.pop(0) if free else 0)
         if not s:

@@ -7,10 +7,8 @@ processes.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from model import checkpoint as checkpoints
+from model.bookkeeping import Log, Stop, outlive_signals
 from model.checkpoint import LATEST
-from model.diffusion import LossConfig, draw, training_loss
+from model.diffusion import LossConfig, draw, seeded, training_loss
 from model.pix2seq_d import ConfigError, Pix2SeqD
 
 
@@ -59,16 +58,20 @@ class TrainingConfig:
     compile: bool = _field(False, "machine", "compile the network with torch.compile")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("final_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if min(self.num_workers, self.warmup, self.keep, self.milestone, self.validate_every) < 0:
             raise ConfigError("num_workers, warmup, keep, milestone and validate_every must be 0 or more")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must be 0 or more and below 1, not {self.ema_decay}")
+        for name in ("ema_decay", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 0 or more and below 1, not {getattr(self, name)}")
 
 
 class StepBatches:
@@ -114,57 +117,13 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
-class Log:
-    """log.jsonl: a line a step. On resume the lines after the checkpoint's step go, so that there is none twice."""
-
-    def __init__(self, path: Path, step: int):
-        lines = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the half line of a run that was killed
-                    continue
-                if isinstance(entry, dict) and isinstance(entry.get("step"), int) and entry["step"] <= step:
-                    lines.append(line)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(temporary, path)
-        self.file = path.open("a")
-
-    def write(self, **entry: Any) -> None:
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
-
-
-class Stop:
-    """SIGTERM and Ctrl-C end the run after the current step; a second Ctrl-C ends it at once."""
-
-    def __init__(self):
-        self.asked = False
-        self.before = {}
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self.before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread
-                break
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
+Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
+Picture = Callable[[Pix2SeqD, int], None]
 
 
 @dataclass
 class Run:
-    """What one call of `fit` works with; `stored` of a checkpoint to go on from."""
+    """What one call of `fit` works with, and where it stands."""
 
     model: Pix2SeqD
     ema: EMA
@@ -173,7 +132,11 @@ class Run:
     config: TrainingConfig
     folder: Path
     extra: dict[str, Any] = field(default_factory=dict)
+    validate: Validate | None = None
+    picture: Picture | None = None
     step: int = 0
+    saved: int = 0  # the step of the last checkpoint
+    whole: bool = True  # False while an update of the weights is under way
 
     def state(self) -> dict[str, Any]:
         """The checkpoint: averaged weights for inference, and all that training goes on from."""
@@ -199,38 +162,50 @@ class Run:
         unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         checkpoints.load_weights(unwrapped, training["weights"], "the checkpoint")
         checkpoints.load_weights(self.ema.ema_model, stored["weights"], "the checkpoint")
+        chosen = [(group["weight_decay"], group["betas"]) for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
         except (ValueError, KeyError) as error:
             raise checkpoints.CheckpointError(f"the optimizer's state does not fit this run: {error}") from None
+        for group, (weight_decay, betas) in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(weight_decay=weight_decay, betas=betas)  # of this command line, where it differs
         self.ema.step.fill_(training["ema_step"])
         self.ema.initted.fill_(True)
-        if self.accelerator.scaler is not None and training["scaler"]:
+        if self.accelerator.scaler is not None and training.get("scaler"):
             self.accelerator.scaler.load_state_dict(training["scaler"])
-        self.step = training["step"]
+        self.step = self.saved = training["step"]
 
-    def save(self, numbered: bool) -> bool:
-        """Write model-latest.pt, and model-<N>.pt where it is the time. A disk that fails stops nothing."""
-        if not self.accelerator.is_main_process:
-            return True
+    def save(self) -> None:
+        """Write model-latest.pt, and model-<N>.pt and its picture where it is the time. A full disk stops nothing."""
+        number, rest = divmod(self.step, self.config.save_every)
+        if self.accelerator.is_main_process:
+            self._write(number if rest == 0 else None)
+            if rest == 0 and self.picture:
+                self.picture(self.ema.ema_model, number)
+        if rest == 0 and self.picture:
+            self.accelerator.wait_for_everyone()
+
+    def _write(self, number: int | None) -> None:
         try:
             state = self.state()
-            if numbered:
-                path = self.folder / f"model-{self.step // self.config.save_every}.pt"
-                checkpoints.save(path, state)
+            if number is not None:
+                checkpoints.save(self.folder / f"model-{number}.pt", state)
                 checkpoints.prune(self.folder, self.config.keep, self.config.milestone)
             checkpoints.save(self.folder / LATEST, state)
         except OSError as error:
             self.say(f"step {self.step}: could not save ({error}); the last checkpoint stands; tried again next time")
-            return False
-        return True
+        else:
+            self.saved = self.step
+
+    def validated(self) -> dict[str, Any]:
+        """The figures of a validation of the averaged weights, in the main process; the others wait for it."""
+        figures = self.validate(self.ema.ema_model, self.step) if self.accelerator.is_main_process else {}
+        self.accelerator.wait_for_everyone()
+        return figures
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
-
-
-Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
 
 
 def fit(
@@ -244,14 +219,16 @@ def fit(
     validate: Validate | None = None,
     extra: dict[str, Any] | None = None,
     quiet: bool = False,
+    picture: Picture | None = None,
 ) -> int:
     """Train a model and leave checkpoints and log.jsonl in `folder`.
 
     samples: item n is the n-th training sample (see data/mixture.py), the same for the same n always; resume: a
     training checkpoint to go on from; validate: called with the averaged model every `validate_every` steps and at
-    the end, in the main process, gives figures for the log; extra: plain values that go into each checkpoint.
-    Returns the number of steps done. Raises FloatingPointError after `max_nonfinite` steps in a row without a finite
-    loss and gradient, with the state before them saved.
+    the end, in the main process, gives figures for the log; picture: called with it and N after each model-<N>.pt;
+    extra: plain values that go into each checkpoint. Returns the number of steps done. Raises FloatingPointError after
+    `max_nonfinite` steps in a row without a finite loss and gradient. An error ends the run with the last whole step
+    saved.
     """
     folder = Path(folder)
     if config.freeze_backbone:
@@ -265,7 +242,7 @@ def fit(
         model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
     ).to(accelerator.device)
     ema.ema_model.eval()
-    run = Run(model, ema, optimizer, accelerator, config, folder, extra or {})
+    run = Run(model, ema, optimizer, accelerator, config, folder, extra or {}, validate, picture)
     if resume is not None:
         run.resume(resume)
     if run.step >= config.steps:
@@ -274,27 +251,40 @@ def fit(
 
     log = Log(folder / "log.jsonl", run.step) if accelerator.is_main_process else None
     batches = StepBatches(config, run.step, accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=config.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        prefetch_factor=4 if config.num_workers else None,
-        worker_init_fn=_init_worker,
-        multiprocessing_context="fork" if config.num_workers and os.name == "posix" else None,
-    )
+    loader = _loader(samples, batches, config.num_workers, accelerator.device)
     with Stop() as stop:
-        _loop(run, wrapped, loss_config, iter(loader), batches, log, stop, validate, quiet)
+        try:
+            _loop(run, wrapped, loss_config, iter(loader), batches, log, stop, quiet)
+        except Exception:
+            if run.whole and run.step > run.saved:
+                run.picture = None
+                run.save()
+            raise
+        finally:
+            if log is not None:
+                log.close()
     accelerator.wait_for_everyone()
     return run.step
 
 
+def _loader(samples: Dataset, batches: StepBatches, workers: int, device: torch.device) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_init_worker if workers else None,
+        multiprocessing_context="fork" if workers and os.name == "posix" else None,
+    )
+
+
 def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process ends the run, and its workers with it
+    outlive_signals()
 
 
-def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, validate, quiet) -> None:
+def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> None:
     config, accelerator = run.config, run.accelerator
     bar = tqdm(
         total=config.steps, initial=run.step, unit="step", disable=quiet or not accelerator.is_main_process,
@@ -309,29 +299,30 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, validate, 
             group["lr"] = lr
         values = _step(run, wrapped, loss_config, loader, batches)
         finite = all(math.isfinite(v) for v in values.values())
-        run.step += 1
         bad = 0 if finite else bad + 1
         stopping = _any_process(stop.asked, accelerator)
 
         seconds = time.perf_counter() - begin
         entry = {"step": run.step, **values, "lr": lr, "samples_per_s": round(config.batch_size / seconds, 2)}
+        if skipped := round(entry.pop("skipped_files", 0)):
+            entry["skipped_files"] = skipped
         if not finite:
             entry = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in entry.items()}
             entry["skipped"] = True
         last = run.step == config.steps
-        if validate and (last or (config.validate_every and run.step % config.validate_every == 0)) and not stopping:
-            if accelerator.is_main_process:
-                figures = validate(run.ema.ema_model, run.step)
+        due = last or (config.validate_every and run.step % config.validate_every == 0)
+        try:
+            if run.validate and due and not stopping:
+                figures = run.validated()
                 entry.update(figures)
-            accelerator.wait_for_everyone()
-        if log is not None:
-            log.write(**entry)
+        finally:  # a step that is saved is logged, whatever becomes of its validation
+            if log is not None:
+                log.write(**entry)
         bar.set_postfix(loss=f"{values['loss']:.3f}", samples_s=f"{config.batch_size / seconds:.1f}", **_short(figures))
         bar.update()
 
-        numbered = run.step % config.save_every == 0
-        if numbered or last or stopping or bad >= config.max_nonfinite:
-            run.save(numbered)
+        if run.step % config.save_every == 0 or last or stopping:
+            run.save()
         if bad >= config.max_nonfinite:
             raise FloatingPointError(
                 f"{bad} steps in a row without a finite loss and gradient, up to step {run.step}; the weights before "
@@ -348,6 +339,8 @@ def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches
     """One optimizer step; its loss, parts and gradient norm. The step is skipped where these are not finite."""
     accelerator, config = run.accelerator, run.config
     wrapped.train()
+    if run.model.config.dropout:  # the one thing that draws from torch's own generator
+        torch.manual_seed(seeded("cpu", config.seed, run.step, accelerator.process_index).initial_seed())
     totals: dict[str, Tensor] = {}
     for piece in range(config.accumulate):
         batch = to_device(next(loader), accelerator.device)
@@ -359,17 +352,21 @@ def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches
             with accelerator.autocast():
                 loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws)
             accelerator.backward(loss / config.accumulate)
+        if "skipped" in batch:  # files that could not be read: a count over all slices and processes
+            parts["skipped_files"] = batch["skipped"].sum() * (config.accumulate * accelerator.num_processes)
         for name, value in {"loss": loss.detach(), **parts}.items():
             totals[name] = totals.get(name, 0) + value / config.accumulate
     norm = accelerator.clip_grad_norm_(run.model.parameters(), config.clip)
     stacked = accelerator.reduce(torch.stack([*totals.values()]), "mean")
     values = dict(zip([*totals, "grad_norm"], [*stacked.tolist(), float(norm)], strict=True))
+    run.whole = False
     # With fp16 the gradient scaler skips by itself, and must see the gradient to lower its scale.
     if all(math.isfinite(v) for v in values.values()) or accelerator.scaler is not None:
         run.optimizer.step()
         if math.isfinite(values["grad_norm"]):
             run.ema.update()
     run.optimizer.zero_grad(set_to_none=True)
+    run.step, run.whole = run.step + 1, True
     return values
 
 

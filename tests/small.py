@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from model import ModelConfig
+from model import ModelConfig, Pix2SeqD
 
 CONFIG = ModelConfig(
     image_size=(32, 64), mask_size=(16, 32), code_bits=(5, 5), scale=0.5, backbone="resnet10",
@@ -17,6 +17,17 @@ FLAGS = tuple(
     "--dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 --batch_size 4 "
     "--num_workers 0 --device cpu --mixed_precision no --quiet".split()
 )
+
+
+def lively_model(seed: int = 0, config: ModelConfig = CONFIG) -> Pix2SeqD:
+    """An untrained model whose answers vary over the pixels and depend on all that it is given."""
+    torch.manual_seed(seed)
+    model = Pix2SeqD(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # layers that start at zero would hide what comes before them
+            if parameter.ndim >= 2:
+                parameter.add_(torch.randn_like(parameter), alpha=parameter[0].numel() ** -0.5)
+    return model
 
 
 def scene(seed: int, config: ModelConfig = CONFIG, frames: int = 3) -> dict[str, torch.Tensor]:

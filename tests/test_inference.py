@@ -1,0 +1,399 @@
+"""inference.py: what it writes for which input, and that stopping, batching and bad files change nothing else."""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import call
+from small import CONFIG, lively_model
+
+from data import predictions
+from data.inputs import find_sequences
+from data.labels import DataError, read_panoptic, write_panoptic
+from data.video import VideoWriter, read_video
+from model import checkpoint as checkpoints
+
+QUICK = ("--first_steps", 2, "--steps", 1, "--device", "cpu", "--mixed_precision", "no", "--min_area", 1, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("weights") / "model.pt", 0)
+
+
+def save_model(path, seed):
+    model = lively_model(seed)
+    stored = {"format": checkpoints.FORMAT, "config": CONFIG.to_dict(), "weights": model.state_dict()}
+    checkpoints.save(path, stored)
+    return path
+
+
+def draw(path, seed, size=(30, 50)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def folder_of(path, names, size=(30, 50)):
+    for seed, name in enumerate(names):
+        draw(path / name, seed, size)
+    return path
+
+
+def named(sequence, numbers):
+    return [f"{sequence}_{n:06d}_leftImg8bit.png" for n in numbers]
+
+
+def infer(capfd, weights, source, output, *flags, overlay="none"):
+    command = ("--input_folder", source, "--output_folder", output, "--checkpoint", weights, "--overlay", overlay)
+    return call(capfd, "inference", *command, *QUICK, *flags)
+
+
+def masks(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*_panoptic.png"))}
+
+
+def tracks(folder):
+    return [json.loads(line) for line in (folder / "tracks.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inputs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_names_sizes_and_order(weights, tmp_path, capfd):
+    """Sub-folders, sequences by name and plain names side by side; each frame keeps its size; 9 comes before 10."""
+    source = folder_of(tmp_path / "in", [*named("0002", (3, 4)), "b/frame_10.png", "b/frame_9.jpg", "b/deep/1.png"])
+    draw(source / "b" / "frame_11.png", 7, (41, 77))
+    draw(source / "b" / "frame_9_panoptic.png", 8)  # labels and films beside the images are none
+    draw(source / "b_overlay.webp", 8)
+    result = infer(capfd, weights, source, tmp_path / "out")
+    assert result.status == 0
+    written = masks(tmp_path / "out")
+    assert sorted(written) == sorted(
+        ["0002_000003_panoptic.png", "0002_000004_panoptic.png", "b/deep/1_panoptic.png"]
+        + [f"b/frame_{n}_panoptic.png" for n in (9, 10, 11)]
+    )
+    assert read_panoptic(tmp_path / "out/b/frame_11_panoptic.png")[0].shape == (41, 77)
+    assert read_panoptic(tmp_path / "out/b/frame_10_panoptic.png")[0].shape == (30, 50)
+    lines = tracks(tmp_path / "out")
+    assert [(e["sequence"], e["frame"]) for e in lines] == [
+        ("0002", 3), ("0002", 4), ("b", 9), ("b", 10), ("b", 11), ("b/deep", 1)
+    ]  # fmt: skip
+
+
+def test_lines_of_tracks_describe_the_masks(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["1.png", "2.png"])
+    infer(capfd, weights, source, tmp_path / "out")
+    for line in tracks(tmp_path / "out"):
+        semantic, track = read_panoptic(tmp_path / "out" / line["file"])
+        assert len(line["segments"]) > 3
+        assert len({(s["id"], s["class"]) for s in line["segments"]}) == len(line["segments"])
+        for s in line["segments"]:
+            y, x = np.nonzero((semantic == s["class"]) & (track == s["id"]))
+            assert s["area"] == y.size and s["box"] == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert sum(s["area"] for s in line["segments"]) == semantic.size
+
+
+def test_sequences_never_share_history_and_gaps_end_it(weights, tmp_path, capfd):
+    """A sequence after another is as alone; the frame after a gap is a first frame, with ids of its own."""
+    seen = []
+    import inference
+
+    class Watched(inference.VideoPredictor):
+        def step(self, frames, states):
+            seen.extend((s.video, s.semantic is None, s.next_track) for s in states)
+            return super().step(frames, states)
+
+    source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8)), *named("b", (0, 2, 4))])
+    before, inference.VideoPredictor = inference.VideoPredictor, Watched
+    try:
+        assert infer(capfd, weights, source, tmp_path / "out").status == 0
+        firsts = [(video, first) for video, first, _ in seen]
+        assert firsts == [(0, True), (0, False), (0, False), (0, True), (0, False), (1, True), (1, False), (1, False)]
+        assert seen[3][2] > seen[1][2] > 1 and seen[5][2] == 1
+        seen.clear()
+        assert infer(capfd, weights, source, tmp_path / "apart", "--independent_frames").status == 0
+        assert [s[1:] for s in seen] == [(True, 1)] * 8
+    finally:
+        inference.VideoPredictor = before
+
+
+def test_a_folder_beside_images_of_the_same_name_is_another_sequence(tmp_path):
+    source = folder_of(tmp_path / "a", [*named("b", (0, 1)), "x.png", "a/1.png", "b/1.png"])
+    names = [s.name for s in find_sequences(source)]
+    assert len(names) == 4 == len(set(names))
+
+
+def test_frames_that_would_share_a_prediction_are_refused(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["1.png", "1.jpg"])
+    assert "would share the prediction" in infer(capfd, weights, source, tmp_path / "out").message
+
+
+def test_a_video_file_in_and_films_out(weights, tmp_path, capfd):
+    with VideoWriter(tmp_path / "street.mp4", 10) as film:
+        for seed in range(5):
+            image = np.full((36, 52, 3), 40 * seed, np.uint8)
+            image[5:20, 5 + 4 * seed : 25 + 4 * seed] = (250, 0, 0)
+            film.write(image)
+    assert len(list(read_video(tmp_path / "street.mp4"))) == 5
+    for kind in ("gif", "mp4", "webp"):
+        out = tmp_path / kind
+        assert infer(capfd, weights, tmp_path / "street.mp4", out, overlay=kind).status == 0
+        assert sorted(masks(out)) == [f"street_{n:06d}_panoptic.png" for n in range(5)]
+        film = out / f"street_overlay.{kind}"
+        if kind == "mp4":
+            with av.open(str(film)) as container:
+                assert sum(1 for _ in container.decode(video=0)) == 5
+        else:
+            with Image.open(film) as image:
+                assert image.n_frames == 5 and image.size == (52, 36)
+        assert not list(out.glob(".*.part"))
+    assert masks(tmp_path / "gif") == masks(tmp_path / "mp4") == masks(tmp_path / "webp")
+
+
+def test_a_video_that_breaks_off_is_done_up_to_there(weights, tmp_path, capfd, monkeypatch):
+    def broken(path):
+        yield from np.zeros((3, 20, 30, 3), np.uint8)
+        raise DataError(f"{path} cannot be decoded as a video")
+
+    (tmp_path / "v.mp4").write_bytes(b"x")
+    monkeypatch.setattr("data.inputs.read_video", broken)
+    result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out")
+    assert result.status == 1 and "after frame 2" in result.err and len(masks(tmp_path / "out")) == 3
+    monkeypatch.undo()
+    assert "cannot be decoded" in infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "other").message
+
+
+def test_a_playlist_in_a_videos_clothes_opens_no_connection(tmp_path):
+    with multiprocessing.connection.Listener(("127.0.0.1", 0)) as listener:
+        text = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:{listener.address[1]}/x.ts\n"
+        for name in ("a.mp4", "b.mkv"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(DataError, match="cannot be decoded"):
+                list(read_video(tmp_path / name))
+        listener._listener._socket.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            listener._listener._socket.accept()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same answer in another way
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_videos_side_by_side_give_the_same_files(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", [*named("a", range(4)), *named("b", (0, 1)), *named("c", (0, 1, 5))])
+    draw(source / "c_000001_leftImg8bit.png", 9, (44, 44))
+    for width in (1, 2):
+        assert infer(capfd, weights, source, tmp_path / f"{width}", "--batch_videos", width).status == 0
+    assert masks(tmp_path / "1") == masks(tmp_path / "2") and len(masks(tmp_path / "1")) == 9
+    assert (tmp_path / "1/tracks.jsonl").read_bytes() == (tmp_path / "2/tracks.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(weights, tmp_path_factory):
+    """Two videos and their predictions by an uninterrupted run."""
+    source = folder_of(tmp_path_factory.mktemp("in"), [*named("a", range(5)), *named("b", range(4))])
+    output = tmp_path_factory.mktemp("whole")
+    assert in_another_process(weights, source, output, wait=True) == 0
+    return source, output
+
+
+def in_another_process(weights, source, output, flags=(), kill_at=None, wait=False):
+    """The same in a forked process, ended by SIGKILL once that many predictions are there."""
+
+    def target():
+        import sys
+
+        import cli
+        import inference
+
+        torch.set_num_threads(1)
+        predictions.STATE_EVERY = 2
+        command = ("--input_folder", source, "--output_folder", output, "--checkpoint", weights, "--overlay", "gif")
+        sys.argv = ["inference.py", *map(str, (*command, *QUICK, *flags))]
+        cli.run(inference.main)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    while not wait and process.is_alive():
+        if len(list(output.rglob("*_panoptic.png"))) >= kill_at:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.join()
+    return process.exitcode
+
+
+def test_a_killed_run_goes_on_to_the_same_files(weights, whole, tmp_path, capfd):
+    source, expected = whole
+    for kill_at in (1, 3, 7):
+        assert in_another_process(weights, source, tmp_path, kill_at=kill_at) == -signal.SIGKILL
+    assert list((tmp_path / ".inference").glob("*.pt"))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("a_*_panoptic.png")}
+    assert in_another_process(weights, source, tmp_path, wait=True) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # what was done was not done again
+    assert masks(tmp_path) == masks(expected) and len(masks(tmp_path)) == 9
+    for name in ("tracks.jsonl", "a_overlay.gif", "b_overlay.gif"):
+        assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_what_has_changed_starts_over_and_says_so(weights, tmp_path, capfd):
+    source, out = folder_of(tmp_path / "in", named("a", range(3))), tmp_path / "out"
+    infer(capfd, weights, source, out)
+    first = masks(out)
+    again = infer(capfd, weights, source, out)
+    assert again.status == 0 and "starting over" not in again.out and masks(out) == first
+    other = save_model(tmp_path / "other.pt", 1)
+    for flags, checkpoint in (((), other), (("--seed", 1), weights)):
+        changed = infer(capfd, checkpoint, source, out, *flags)
+        assert "have changed, starting over" in changed.out and masks(out) != first
+        assert len(tracks(out)) == 3
+        assert "starting over" in infer(capfd, weights, source, out).out and masks(out) == first
+    draw(source / "a_000001_leftImg8bit.png", 99)
+    assert "starting over" in infer(capfd, weights, source, out).out
+    moved = masks(out)
+    assert moved["a_000000_panoptic.png"] == first["a_000000_panoptic.png"] and moved != first
+    (out / "a_000002_panoptic.png").unlink()
+    infer(capfd, weights, source, out)
+    assert masks(out) == moved
+
+
+def test_the_first_masks_can_be_given(weights, tmp_path, capfd):
+    source, out = folder_of(tmp_path / "in", named("a", range(4))), tmp_path / "out"
+    infer(capfd, weights, source, out)
+    free = masks(out)
+    semantic, track = np.zeros((30, 50), np.uint8), np.zeros((30, 50), np.int32)
+    semantic[5:25, 10:40], track[5:25, 10:40] = 13, 4321
+    for n in (0, 1):
+        write_panoptic(out / f"a_{n:06d}_panoptic.png", semantic, track)
+    given = (out / "a_000000_panoptic.png").read_bytes()
+    assert infer(capfd, weights, source, out, "--use_frames_before", 2).status == 0
+    after = masks(out)
+    assert after["a_000000_panoptic.png"] == after["a_000001_panoptic.png"] == given
+    assert after["a_000003_panoptic.png"] != free["a_000003_panoptic.png"]
+    ids = [s["id"] for line in tracks(out)[2:] for s in line["segments"] if s["id"]]
+    assert ids and min(ids) >= 4321
+    track[track > 0] = 5000  # a given mask that was changed is taken anew
+    write_panoptic(out / "a_000001_panoptic.png", semantic, track)
+    assert "starting over" in infer(capfd, weights, source, out, "--use_frames_before", 2).out
+    (out / "a_000001_panoptic.png").unlink()
+    assert "which is missing" in infer(capfd, weights, source, out, "--use_frames_before", 2).message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_a_truncated_image_stops_before_anything_is_written(weights, tmp_path, capfd):
+    source, out = folder_of(tmp_path / "in", named("a", range(4))), tmp_path / "out"
+    cut(source / "a_000001_leftImg8bit.png")
+    (source / "a_000002_leftImg8bit.png").write_bytes(b"")
+    message = infer(capfd, weights, source, out).message
+    assert "a_000001_leftImg8bit.png is cut off" in message and "and 1 more" in message
+    assert not out.exists()
+    for _ in range(2):  # the second time it is all done, and the list is the same
+        result = infer(capfd, weights, source, out, "--skip_bad_files")
+        assert result.status == 1 and "2 frames could not be read" in result.err and "Traceback" not in result.err
+        assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000003_panoptic.png"]
+        assert [e["frame"] for e in tracks(out)] == [0, 3]
+
+
+def test_a_flipped_bit_costs_its_frame_alone(weights, tmp_path, capfd):
+    source, out = folder_of(tmp_path / "in", named("a", range(3))), tmp_path / "out"
+    path = source / "a_000001_leftImg8bit.png"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 4] ^= 0xFF  # the header of the compressed stream
+    path.write_bytes(data)
+    result = infer(capfd, weights, source, out, overlay="gif")
+    assert result.status == 1 and "1 frames could not be read" in result.err and path.name in result.err
+    assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000002_panoptic.png"]
+    with Image.open(out / "a_overlay.gif") as film:
+        assert film.n_frames == 2
+
+
+def test_bytes_after_a_whole_image_are_no_fault(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["1.jpg", "2.png"])
+    for path in source.iterdir():
+        path.write_bytes(path.read_bytes() + bytes(500))
+    assert infer(capfd, weights, source, tmp_path / "out").status == 0
+
+
+def test_a_bomb_is_refused_unopened(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["1.png"])
+    data = bytearray((source / "1.png").read_bytes())
+    import zlib
+
+    for side in (60_000, 9_000):  # beyond and below what Pillow itself refuses
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        (source / "1.png").write_bytes(data)
+        assert "1.png" in infer(capfd, weights, source, tmp_path / "out").message
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--checkpoint", "nowhere.pt"), "there is no checkpoint nowhere.pt"),
+        (("--image_size", 0, 0), "image_size"),
+        (("--fps", "nan"), "--fps above 0"),
+        (("--batch_videos", 0), "--batch_videos must be 1"),
+        (("--time_difference", 2), "fraction of the time range"),
+        (("--first_steps", 0), "steps must be 1 or more"),
+        (("--device", "cuda"), "no CUDA device"),
+        (("--stepz", 3), "did you mean --steps?"),
+        (("--sampler", "euler"), "invalid choice"),
+    ],
+)
+def test_wrong_values_are_refused_in_a_line(weights, tmp_path, capfd, flags, said):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    source = folder_of(tmp_path / "in", ["1.png"])
+    result = infer(capfd, weights, source, tmp_path / "out", *flags)
+    assert result.status == 2 and said in result.message and not (tmp_path / "out").exists()
+
+
+def test_inputs_that_are_none_are_refused_in_a_line(weights, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("x")
+    for source, said in (("empty", "holds no images"), ("gone", "is missing"), ("text.txt", "neither a folder")):
+        result = infer(capfd, weights, tmp_path / source, tmp_path / "out")
+        assert result.status == 2 and said in result.message
+    draw(tmp_path / "film" / "1.png", 0)
+    (tmp_path / "film" / "2.mp4").write_bytes(b"x")
+    assert "is a video inside a folder" in infer(capfd, weights, tmp_path / "film", tmp_path / "out").message
+    (tmp_path / "out").write_text("a file")
+    result = infer(capfd, weights, folder_of(tmp_path / "in", ["1.png"]), tmp_path / "out")
+    assert result.status == 2 and "cannot be written to" in result.message
+
+
+def test_a_full_disk_ends_in_a_line_and_what_was_written_is_whole(weights, tmp_path, capfd, monkeypatch):
+    source = folder_of(tmp_path / "in", named("a", range(3)))
+    real = predictions.write_panoptic
+
+    def full(path, *maps):
+        if "000002" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *maps)
+
+    monkeypatch.setattr(predictions, "write_panoptic", full)
+    result = infer(capfd, weights, source, tmp_path / "out")
+    assert result.status == 2 and "No space left" in result.message and len(masks(tmp_path / "out")) == 2
+    monkeypatch.undo()
+    assert infer(capfd, weights, source, tmp_path / "out").status == 0 and len(masks(tmp_path / "out")) == 3

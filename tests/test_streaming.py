@@ -1,0 +1,404 @@
+"""Streaming: segments and tracks on hand-drawn masks, the explicit state, the one rule for sizes, the predictor."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CONFIG, lively_model
+
+from data import transforms
+from data.clips import ClipFormat, Clips
+from model import ConfigError, StreamConfig, VideoPredictor
+from model.geometry import content_size, fit_frame, restore
+from model.streaming import scaled_sizes, stream_step
+from model.tracking import StreamState, adopt, advance
+
+ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
+H, W = CONFIG.mask_size
+CONTENT = (H, W)
+
+
+def answer(*objects, background=ROAD, other=SKY):
+    """The raw answer of `_candidates`, (4, h, w), with rectangles (code, slot, top, left, height, width)."""
+    semantic, slot = np.full((H, W), background, np.uint8), np.zeros((H, W), np.uint8)
+    for code, s, y, x, height, width in objects:
+        semantic[y : y + height, x : x + width], slot[y : y + height, x : x + width] = code, s
+    return np.stack([semantic, np.full_like(semantic, other), slot, np.where(slot > 0, slot, 1)])
+
+
+def tracks(*frames, state=None, min_area=4, config=CONFIG):
+    """{slot: track} of the slots in each frame, and the last state."""
+    state, result = state or StreamState(0), []
+    for frame in frames:
+        _, slot, state = advance(answer(*frame), CONTENT, state, config, min_area)
+        result.append({int(s): state.track[s] for s in np.unique(slot) if s})
+    return result, state
+
+
+CAR_5, PERSON_9 = (CAR, 5, 2, 2, 4, 6), (PERSON, 9, 4, 20, 6, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Segments and tracks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_instances_keep_their_ids_and_new_ones_get_new_ids():
+    seen, _ = tracks([CAR_5], [CAR_5, PERSON_9], [PERSON_9, CAR_5])
+    assert seen == [{5: 1}, {5: 1, 9: 2}, {5: 1, 9: 2}]
+
+
+@pytest.mark.parametrize("offsets", [(-1,), (-2, -1), (-4, -1)])
+def test_a_slot_that_the_history_still_holds_keeps_its_track_and_an_older_one_starts_anew(offsets):
+    config = dataclasses.replace(CONFIG, history_offsets=offsets)
+    length = -offsets[0]
+    kept, state = tracks([CAR_5], *[[]] * (length - 1), [CAR_5], config=config)
+    assert kept[-1] == {5: 1} and state.next_track == 2
+    lost, state = tracks([CAR_5], *[[]] * length, [CAR_5], config=config)
+    assert lost[-1] == {5: 2} and state.next_track == 3
+
+
+def test_ids_stay_unique_over_thousands_of_frames_in_which_slots_are_used_again():
+    """Objects come with a slot and go, for the same object always the same id and no two objects with one."""
+    rng = np.random.default_rng(0)
+    places = [(y, x) for y in (0, 6) for x in (0, 8, 16)]
+    alive, free_at, owner, state, born = {}, {}, {}, StreamState(0), 0
+    for t in range(1500):
+        for place in [p for p, (_, end, _) in alive.items() if end <= t]:
+            _, _, s = alive.pop(place)
+            free_at[s] = t + CONFIG.history_length  # as the model: a slot is free when the history lacks it
+        for place in places:
+            if place not in alive and rng.random() < 0.2:
+                used = {s for _, _, s in alive.values()}
+                slots = [s for s in range(1, CONFIG.slots) if s not in used and free_at.get(s, 0) <= t]
+                alive[place] = (born, t + int(rng.integers(1, 12)), int(rng.choice(slots)))
+                born += 1
+        drawn = [(CAR, s, *place, 4, 6) for place, (_, _, s) in alive.items()]
+        _, slot, state = advance(answer(*drawn), CONTENT, state, CONFIG, 4)
+        for (y, x), (name, _, s) in alive.items():
+            assert slot[y, x] == s
+            assert owner.setdefault(state.track[s], name) == name
+    assert born > 500 and len(owner) == born and len(set(owner.values())) == born == state.next_track - 1
+
+
+def test_a_segment_has_one_class_by_majority_and_its_past_votes_too():
+    mixed = [(CAR, 5, 2, 2, 4, 6), (PERSON, 5, 2, 2, 4, 2)]  # 16 pixels of car, 8 of person
+    semantic, _, state = advance(answer(*mixed), CONTENT, StreamState(0), CONFIG, 4)
+    assert (semantic[2:6, 2:8] == CAR).all()
+    # A frame that says 13 of 24 person after two of certain car is outvoted; twelve of them are not.
+    _, state = tracks([CAR_5], [CAR_5])
+    doubtful = [(CAR, 5, 2, 2, 4, 6), (PERSON, 5, 2, 2, 4, 3), (PERSON, 5, 2, 5, 1, 1)]
+    semantic, _, state = advance(answer(*doubtful), CONTENT, state, CONFIG, 4)
+    assert (semantic[2:6, 2:8] == CAR).all()
+    for _ in range(12):
+        semantic, _, state = advance(answer(*doubtful), CONTENT, state, CONFIG, 4)
+    assert (semantic[2:6, 2:8] == PERSON).all() and state.track == {5: 1}
+
+
+def test_a_slot_that_is_used_again_does_not_inherit_votes():
+    _, state = tracks([CAR_5], [CAR_5], [CAR_5], [], [], [])
+    semantic, _, _ = advance(answer((PERSON, 5, 2, 2, 4, 6)), CONTENT, state, CONFIG, 4)
+    assert (semantic[2:6, 2:8] == PERSON).all()
+
+
+def test_small_segments_become_the_second_best_class():
+    speck = (CAR, 7, 10, 28, 1, 3)
+    semantic, slot, state = advance(answer(CAR_5, speck, other=SKY), CONTENT, StreamState(0), CONFIG, 4)
+    assert (semantic[10, 28:31] == SKY).all() and not slot[10, 28:31].any() and state.track == {5: 1}
+    semantic, slot, state = advance(answer(CAR_5, speck), CONTENT, StreamState(0), CONFIG, 3)
+    assert (semantic[10, 28:31] == CAR).all() and (slot[10, 28:31] == 7).all() and len(state.track) == 2
+
+
+def test_slots_of_stuff_are_ignored_and_a_thing_without_a_slot_takes_the_likeliest():
+    raw = answer(CAR_5)
+    raw[2][0, :] = 3  # a slot on road
+    raw[2][2:6, 2:8] = 0  # no slot on the car; the likeliest but 0 is 5
+    _, slot, state = advance(raw, CONTENT, StreamState(0), CONFIG, 4)
+    assert not slot[0].any() and (slot[2:6, 2:8] == 5).all() and state.track == {5: 1}
+
+
+def test_padding_makes_no_segments_and_is_unknown_to_the_history():
+    content = (H - 4, W - 8)
+    inside, outside = (CAR, 5, 2, 2, 4, 6), (CAR, 6, H - 4, 0, 4, 10)
+    across = (PERSON, 7, 4, W - 10, 4, 10)  # 8 of its 40 pixels are inside
+    _, slot, state = advance(answer(inside, outside, across), content, StreamState(0), CONFIG, 4)
+    assert sorted(state.track) == [5, 7] and not slot[H - 4 :].any() and not slot[:, W - 8 :].any()
+    assert state.known[-1].sum() == (H - 4) * (W - 8) and state.known[-1][: H - 4, : W - 8].all()
+    assert not state.known[0].any()
+    _, _, state = advance(answer(inside, across), content, StreamState(0), CONFIG, 9)
+    assert sorted(state.track) == [5]
+
+
+def test_the_history_holds_the_last_masks_newest_last_and_the_given_state_stays():
+    before = StreamState(3)
+    _, first, one = advance(answer(CAR_5), CONTENT, before, CONFIG, 4)
+    assert before == StreamState(3) and one.frame == 1 and one.video == 3
+    kept = {k: v.copy() for k, v in vars(one).items() if isinstance(v, np.ndarray)}
+    _, second, two = advance(answer(PERSON_9), CONTENT, one, CONFIG, 4)
+    assert np.array_equal(two.slot[0], first) and np.array_equal(two.slot[1], second) and two.slot.shape[0] == 2
+    assert all(np.array_equal(getattr(one, k), v) for k, v in kept.items()) and one.track == {5: 1}
+
+
+def test_forget_starts_new_tracks_with_ids_of_their_own():
+    _, state = tracks([CAR_5, PERSON_9])
+    after = state.forget()
+    assert after.semantic is None and (after.video, after.frame) == (0, 1)
+    seen, _ = tracks([CAR_5], state=after)
+    assert seen == [{5: 3}]
+
+
+def test_a_state_survives_a_file_without_code():
+    _, state = tracks([CAR_5, PERSON_9], [CAR_5])
+    file = io.BytesIO()
+    torch.save(state.to_dict(), file)
+    file.seek(0)
+    back = StreamState.from_dict(torch.load(file, weights_only=True))
+    for name, value in vars(state).items():
+        other = getattr(back, name)
+        assert np.array_equal(other, value) if isinstance(value, np.ndarray) else other == value
+    for frame in ([CAR_5], [PERSON_9]):
+        a, b = (advance(answer(*frame), CONTENT, s, CONFIG, 4) for s in (state, back))
+        assert np.array_equal(a[1], b[1]) and a[2].track == b[2].track
+    empty = StreamState.from_dict(StreamState(7).to_dict())
+    assert empty == StreamState(7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masks that are given
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def given(*objects, size=(H, W)):
+    """semantic trainIds and track ids with rectangles (trainId, id, top, left, height, width)."""
+    semantic, track = np.zeros(size, np.uint8), np.zeros(size, np.int32)
+    for train_id, t, y, x, height, width in objects:
+        semantic[y : y + height, x : x + width], track[y : y + height, x : x + width] = train_id, t
+    return semantic, track
+
+
+def test_given_masks_become_history_with_a_slot_for_each_track():
+    semantic, track = given((13, 700, 2, 2, 4, 6), (11, 41, 4, 20, 6, 3))
+    semantic[:2] = 255
+    state = adopt(StreamState(0), semantic, track, CONFIG)
+    slot_of = {t: s for s, t in state.track.items()}
+    assert sorted(slot_of) == [41, 700] and state.next_track == 701 and state.frame == 1
+    assert (state.slot[-1][2:6, 2:8] == slot_of[700]).all() and (state.semantic[-1][2:6, 2:8] == CAR).all()
+    assert not state.known[-1][:2].any() and state.known[-1][2:].all()
+    again = adopt(state, *given((13, 700, 3, 3, 4, 6), (13, 5, 8, 8, 4, 4)), CONFIG)
+    assert again.track[slot_of[700]] == 700 and 5 in again.track.values() and again.next_track == 701
+    # What the model then copies keeps the given ids; what is new gets an id above all given ones.
+    free = next(s for s in range(1, CONFIG.slots) if s not in again.track)
+    _, _, after = advance(answer((CAR, slot_of[700], 3, 3, 4, 6), (CAR, free, 9, 20, 4, 4)), CONTENT, again, CONFIG, 4)
+    assert after.track[slot_of[700]] == 700 and after.track[free] == 701
+
+
+def test_with_more_given_tracks_than_slots_the_smallest_have_none():
+    many = CONFIG.slots + 3
+    semantic, track = np.full((H, W), 13, np.uint8), np.zeros((H, W), np.int32)
+    for t in range(many):  # a column a track; the last ones are the smallest
+        track[: 16 if t < CONFIG.slots - 1 else 4, t % W] = 100 + t if t < W else 0
+    state = adopt(StreamState(0), semantic, track, CONFIG)
+    assert len(state.track) == min(CONFIG.slots - 1, W) == len(set(state.track.values()))
+    assert 100 + W - 1 not in state.track.values()
+
+
+def test_given_masks_of_a_larger_frame_are_fitted_as_the_image_is():
+    semantic, track = given((13, 3, 0, 0, 40, 50), size=(80, 100))
+    state = adopt(StreamState(0), semantic, track, CONFIG)
+    height, width = content_size((80, 100), CONFIG.mask_size)
+    assert (height, width) == (16, 20) and state.known[-1].sum() == height * width
+    assert (state.slot[-1][:8, :10] > 0).all() and (state.slot[-1] > 0).sum() == 80
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_model_and_data_have_the_same_geometry():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        frame, target = (tuple(int(n) for n in rng.integers(1, high, 2)) for high in (3000, 1300))
+        size = content_size(frame, target)
+        assert size == transforms.content_size(frame, target)
+        assert all(1 <= s <= t for s, t in zip(size, target, strict=True))
+        assert any(s == t for s, t in zip(size, target, strict=True))
+
+
+class OneFrame:
+    name, tracked, is_video, frames = "one", (11, 13), False, [None]
+
+    def __init__(self, image):
+        self.image = image
+
+    def read(self, _):
+        semantic = np.zeros(self.image.shape[:2], np.uint8)
+        return self.image, semantic, semantic.astype(np.int32)
+
+
+@pytest.mark.parametrize("size", [(375, 1242), (60, 60), (32, 64), (7, 200), (200, 7), (1, 1), (17, 31)])
+def test_inference_sees_the_image_that_evaluation_clips_have(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    clip = Clips(OneFrame(image), ClipFormat((32, 64), (16, 32), 32))[0]
+    assert torch.equal(fit_frame(image, (32, 64)), clip["image"])
+
+
+@pytest.mark.parametrize("size", [(375, 1242), (60, 60), (16, 32), (7, 200), (3, 5), (1, 1), (100, 20)])
+def test_a_mask_comes_back_at_the_size_of_its_frame_by_nearest_neighbour(size):
+    height, width = content_size(size, CONFIG.mask_size)
+    mask = np.full(CONFIG.mask_size, -1, np.int32)  # -1 in the padding, a number of its own in each other pixel
+    mask[:height, :width] = np.arange(height * width).reshape(height, width)
+    full = restore(mask, size)
+    assert full.shape == size and full.min() >= 0
+    for y in range(0, size[0], max(size[0] // 9, 1)):
+        for x in range(0, size[1], max(size[1] // 9, 1)):
+            row, column = int((y + 0.5) * height / size[0] + 1e-6), int((x + 0.5) * width / size[1] + 1e-6)
+            assert full[y, x] == row * width + column
+
+
+def test_the_mask_keeps_its_proportion_to_another_image_size():
+    assert scaled_sizes(CONFIG, None) == ((32, 64), (16, 32))
+    assert scaled_sizes(CONFIG, [48, 80]) == ((48, 80), (24, 40))
+    patched = dataclasses.replace(CONFIG, patch=2)
+    assert scaled_sizes(patched, (50, 70)) == ((50, 70), (24, 36))
+    for wrong in ((0, 0), (-4, 32), (64,), (32, 10**6)):
+        with pytest.raises(ConfigError, match="image_size"):
+            scaled_sizes(CONFIG, wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stream and the predictor
+# ---------------------------------------------------------------------------------------------------------------------
+
+FEW = StreamConfig(first_steps=3, steps=2, min_area=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lively_model()
+
+
+def video(seed, frames=4, size=(30, 50)):
+    return list(np.random.default_rng(seed).integers(0, 256, (frames, *size, 3), dtype=np.uint8))
+
+
+def alone(predictor, frames, number):
+    state, result = StreamState(number), []
+    for frame in frames:
+        (panoptic,), (state,) = predictor.step([frame], [state])
+        result.append(panoptic)
+    return result, state
+
+
+def equal(a, b):
+    return np.array_equal(a.semantic, b.semantic) and np.array_equal(a.track, b.track) and a.segments == b.segments
+
+
+def test_videos_side_by_side_are_as_alone(model):
+    """Of several sizes and at several places in their streams; noise is that of (seed, video, frame)."""
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    videos = [video(0), video(1, size=(64, 40)), video(2, size=(33, 65))]
+    single = [alone(predictor, frames, number)[0] for number, frames in enumerate(videos)]
+    states = [StreamState(number) for number in range(3)]
+    states[1:2] = [alone(predictor, videos[1][:1], 1)[1]]  # one video is a frame ahead
+    for t in range(3):
+        answers, states = predictor.step([videos[0][t], videos[1][t + 1], videos[2][t]], states)
+        for k, panoptic in enumerate(answers):
+            assert equal(panoptic, single[k][t + (k == 1)])
+            assert len(panoptic.segments) > 3  # an answer that could differ
+
+
+def test_a_half_done_video_goes_on_as_if_it_had_not_stopped(model):
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    whole, _ = alone(predictor, video(3, frames=6), 5)
+    _, half = alone(predictor, video(3, frames=6)[:3], 5)
+    file = io.BytesIO()
+    torch.save(half.to_dict(), file)
+    file.seek(0)
+    state = StreamState.from_dict(torch.load(file, weights_only=True))
+    for t, frame in enumerate(video(3, frames=6)[3:]):
+        (panoptic,), (state,) = predictor.step([frame], [state])
+        assert equal(panoptic, whole[3 + t])
+
+
+def test_noise_depends_on_seed_video_and_frame(model):
+    frames = video(4, frames=1) * 3
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    base, _ = alone(predictor, frames, 0)
+    assert all(equal(a, b) for a, b in zip(base, alone(predictor, frames, 0)[0], strict=True))
+    assert not equal(base[0], alone(predictor, frames, 1)[0][0])
+    other = VideoPredictor(model, dataclasses.replace(FEW, seed=1), device="cpu", mixed_precision="no")
+    assert not equal(base[0], alone(other, frames, 0)[0][0])
+
+
+def test_the_history_reaches_the_model(model):
+    """The third frame's answer depends on the masks of the first two, in both of their places."""
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    _, state = alone(predictor, video(5), 0)
+    frame = torch.from_numpy(video(6, 1, (32, 64))[0].transpose(2, 0, 1).copy())[None]
+    base, _ = stream_step(model, frame, [CONTENT], [state], FEW)
+    for place in (0, 1):
+        changed = dataclasses.replace(state, known=state.known.copy())
+        changed.known[place] = False
+        other, _ = stream_step(model, frame, [CONTENT], [changed], FEW)
+        assert not np.array_equal(base[0][1], other[0][1])
+
+
+def test_first_frames_and_later_ones_do_not_mix_in_one_batch(model):
+    _, state = alone(VideoPredictor(model, FEW, device="cpu", mixed_precision="no"), video(0), 0)
+    images = torch.zeros(2, 3, 32, 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="not both"):
+        stream_step(model, images, [CONTENT] * 2, [StreamState(0), state], FEW)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (31, 77), (32, 64), (200, 333)])
+def test_answers_have_the_size_of_the_frame(model, size):
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    panoptic = predictor(frame)
+    assert panoptic.semantic.shape == panoptic.track.shape == size
+    assert panoptic.semantic.dtype == np.uint8 and panoptic.track.dtype == np.int32
+    assert panoptic.semantic.max() < 19 and sum(s["area"] for s in panoptic.segments) == size[0] * size[1]
+    for segment in panoptic.segments:
+        here = (panoptic.track == segment["id"]) & (panoptic.semantic == segment["class"])
+        assert here.sum() == segment["area"] and (segment["id"] == 0 or segment["class"] in CONFIG.tracked)
+
+
+def test_pil_images_and_videos_in_a_row(model):
+    predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
+    frames = video(7, frames=2)
+    first = [predictor(frame) for frame in frames]
+    predictor.reset(0)
+    assert all(equal(predictor(Image.fromarray(f)), p) for f, p in zip(frames, first, strict=True))
+    predictor.reset()
+    assert predictor.state.video == 1 and predictor.state.frame == 0
+    assert not equal(predictor(frames[0]), first[0])
+    predictor.reset(0)
+    assert all(equal(a, b) for a, b in zip(predictor.stream(frames), first, strict=True))
+    palette = Image.fromarray(frames[0]).convert("P")
+    assert predictor(palette).semantic.shape == (30, 50)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+        None,
+    ],
+)
+def test_what_is_no_frame_is_refused(model, frame):
+    with pytest.raises(ValueError, match="a frame is a uint8 array"):
+        VideoPredictor(model, FEW, device="cpu")(frame)
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"first_steps": -1}, {"sampler": "euler"}, {"time_difference": 1.5}])
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ConfigError):
+        StreamConfig(**values)
