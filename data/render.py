@@ -1,70 +1,215 @@
-"""Drawing: classes in the Cityscapes palette, tracks in stable distinct colours, outlines, overlays, strips.
+"""Drawing: classes in the Cityscapes palette, tracks in stable distinct colours, outlines, names, overlays, strips.
 
-All functions take and return uint8 RGB arrays (H, W, 3); semantic is uint8 (H, W) with 255 = void, track int32 (H, W).
+All functions take and return uint8 RGB arrays (H, W, 3); semantic is uint8 (H, W) with 255 = void, track integer
+(H, W), 0 = none. Colours are a function of the class and of the id alone, so that they are the same in every frame and
+run. With `colorblind` both come from palettes that stay apart in all common kinds of colour vision.
 """
 
-import colorsys
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from data.labels import PALETTE, VOID
+from data.labels import CLASS_NAMES, MAX_ID, NUM_CLASSES, PALETTE, VOID
+
+# Saturation and value of ids in turn. Hues are golden-ratio steps apart, nearly the same again after a Fibonacci number
+# of steps; of those, only 5 and 55 meet the same pair here.
+SHADES = np.array([(0.65, 1.0), (0.95, 0.75), (0.45, 0.95), (0.85, 1.0), (0.75, 0.55)])
+GOLDEN = 0.618_033_988_75
+
+# Found by search: the smallest distance of two colours in CIELAB, as people with normal vision, protanopia,
+# deuteranopia and tritanopia see them (Machado et al. 2009), is 21 among classes (Cityscapes: 3) and 21 among tracks.
+COLORBLIND_CLASSES = (
+    (93, 74, 71), (175, 190, 196), (158, 79, 44), (81, 13, 68), (191, 165, 96), (233, 250, 250), (240, 154, 9),
+    (250, 239, 23), (25, 155, 116), (166, 250, 174), (112, 203, 250), (207, 88, 20), (190, 106, 180), (31, 68, 133),
+    (25, 0, 100), (122, 83, 250), (92, 0, 167), (158, 99, 216), (106, 7, 12),
+)  # fmt: skip
+COLORBLIND_TRACKS = (
+    (0, 119, 187), (255, 119, 0), (255, 221, 204), (102, 68, 51), (136, 34, 255), (0, 221, 255),
+    (204, 136, 102), (153, 136, 153), (187, 238, 119), (68, 68, 102), (204, 17, 0), (187, 85, 255),
+)  # fmt: skip
 
 
-def track_colors(count: int) -> np.ndarray:
-    """Colours of the track ids 0..count-1: uint8 (count, 3). The same id has the same colour in every frame and run.
+# ---------------------------------------------------------------------------------------------------------------------
+# Colours
+# ---------------------------------------------------------------------------------------------------------------------
 
-    Hues are golden-ratio steps apart, so that ids that follow one another differ most; 0, no track, is white.
-    """
-    colors = np.full((count, 3), 255, np.uint8)
-    for i in range(1, count):
-        hue = (i * 0.618_033_988_75) % 1.0
-        saturation, value = (0.65, 1.0) if i % 2 else (0.9, 0.8)
-        colors[i] = [round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
+
+def class_colors(colorblind: bool = False) -> np.ndarray:
+    """Colours of the trainIds: uint8 (256, 3); void is black."""
+    colors = PALETTE.copy()
+    if colorblind:
+        colors[:NUM_CLASSES] = COLORBLIND_CLASSES
     return colors
 
 
-def draw_semantic(semantic: np.ndarray) -> np.ndarray:
-    return PALETTE[semantic]
+def track_colors(count: int, colorblind: bool = False) -> np.ndarray:
+    """Colours of the track ids 0..count-1: uint8 (count, 3); 0, no track, is white.
+
+    Ids that follow one another differ most. The colour-blind palette starts again after twelve ids.
+    """
+    i = np.arange(count)
+    if colorblind:
+        colors = np.array(COLORBLIND_TRACKS, np.uint8)[(i - 1) % len(COLORBLIND_TRACKS)]
+    else:
+        saturation, value = SHADES[i % len(SHADES)].T
+        # HSV to RGB, all ids at once: value (1 - saturation max(0, min(k, 4 - k, 1))), k = (n + 6 hue) mod 6
+        k = (np.array([5, 3, 1]) + 6 * (i * GOLDEN % 1)[:, None]) % 6
+        ramp = np.minimum(np.minimum(k, 4 - k), 1).clip(0)
+        colors = np.round(255 * value[:, None] * (1 - saturation[:, None] * ramp)).astype(np.uint8)
+    colors[:1] = 255
+    return colors
 
 
-def draw_instances(track: np.ndarray) -> np.ndarray:
+@cache
+def _packed(kind: str, colorblind: bool) -> np.ndarray:
+    """A colour table as uint32, so that colouring an image is one look-up a pixel: classes (256,), tracks (65536,)."""
+    colors = class_colors(colorblind) if kind == "class" else track_colors(MAX_ID + 1, colorblind)
+    return np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
+
+
+def _unpacked(packed: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(packed.view(np.uint8).reshape(*packed.shape, 4)[..., :3])
+
+
+def _packed_tracks(track: np.ndarray, colorblind: bool) -> np.ndarray:
+    return _packed("track", colorblind)[track & MAX_ID]  # ids beyond those that files can hold start again
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Label maps -> pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def draw_semantic(semantic: np.ndarray, colorblind: bool = False) -> np.ndarray:
+    """Classes in their colours; void is black."""
+    return _unpacked(_packed("class", colorblind)[semantic])
+
+
+def draw_instances(track: np.ndarray, colorblind: bool = False) -> np.ndarray:
     """Tracks on black."""
-    ids, inverse = np.unique(track, return_inverse=True)
-    colors = _colors_of(ids)
-    colors[ids == 0] = 0
-    return colors[inverse.reshape(track.shape)]
+    return _unpacked(np.where(track > 0, _packed_tracks(track, colorblind), np.uint32(0)))
 
 
-def draw_panoptic(semantic: np.ndarray, track: np.ndarray) -> np.ndarray:
-    """Classes in their colours, tracks in theirs, with outlines between segments."""
-    picture = draw_semantic(semantic)
-    tracked = track > 0
-    picture[tracked] = draw_instances(track)[tracked]
+def draw_panoptic(
+    semantic: np.ndarray, track: np.ndarray, colorblind: bool = False, labels: bool = False
+) -> np.ndarray:
+    """Classes in their colours, tracks in theirs, with outlines between segments; with `labels` also their names."""
+    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed("class", colorblind)[semantic])
+    picture = _unpacked(packed)
     picture[outlines(semantic, track)] = 255
-    return picture
+    return draw_labels(picture, semantic, track) if labels else picture
 
 
 def outlines(semantic: np.ndarray, track: np.ndarray) -> np.ndarray:
     """Where a tracked segment ends: bool (H, W), the pixels inside it at its border."""
-    key = track.astype(np.int64) * 256 + semantic
+    key = track.astype(np.int64 if track.dtype.itemsize > 4 else np.int32) * 256 + semantic
+    across, down = key[:, 1:] != key[:, :-1], key[1:] != key[:-1]
     border = np.zeros(key.shape, bool)
-    border[:, 1:] |= key[:, 1:] != key[:, :-1]
-    border[:, :-1] |= key[:, 1:] != key[:, :-1]
-    border[1:] |= key[1:] != key[:-1]
-    border[:-1] |= key[1:] != key[:-1]
+    border[:, 1:] = across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
     return border & (track > 0)
 
 
-def overlay(image: np.ndarray, semantic: np.ndarray, track: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The panoptic drawing over the image; void stays as it is."""
-    mixed = image * (1 - opacity) + draw_panoptic(semantic, track) * opacity
-    mixed[semantic == VOID] = image[semantic == VOID]
+def overlay(
+    image: np.ndarray,
+    semantic: np.ndarray,
+    track: np.ndarray,
+    opacity: float = 0.5,
+    colorblind: bool = False,
+    labels: bool = True,
+) -> np.ndarray:
+    """The panoptic drawing over the image; void stays as it is. With `labels` large segments carry their names."""
+    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed("class", colorblind)[semantic])
+    share = round(256 * opacity)
+    mixed = image.astype(np.uint16) * np.uint16(256 - share)  # 255 * 256 fits into 16 bits
+    mixed += _unpacked(packed).astype(np.uint16) * np.uint16(share)
+    mixed += 128
+    mixed = (mixed >> 8).astype(np.uint8)
+    void = semantic == VOID
+    if void.any():
+        mixed[void] = image[void]
     mixed[outlines(semantic, track)] = 255
-    return mixed.round().astype(np.uint8)
+    return draw_labels(mixed, semantic, track) if labels else mixed
 
 
-def strip(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Pictures of one size in rows and columns on white."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own typeface: the same on every machine."""
+    return ImageFont.load_default(size)
+
+
+def draw_labels(picture: np.ndarray, semantic: np.ndarray, track: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Write `car 3` on tracked segments and `road` on others, each where it fits; small segments stay without.
+
+    size: of the text in pixels, by default in proportion to the picture.
+    """
+    size = size or int(np.clip(picture.shape[0] / 26, 10, 28))
+    typeface = font(size)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    stroke = max(1, size // 10)
+    grid = 4  # the places that are tried, in pixels apart
+    coarse = track[::grid, ::grid].astype(np.int64) * 256 + semantic[::grid, ::grid]
+    for key in _large_first(coarse, size * size // grid**2):
+        name = label_of(int(key & 255), int(key >> 8))
+        width, height = typeface.getlength(name) + 2 * stroke, size + 2 * stroke
+        place = name and _place(coarse == key, max(1, round(height / grid)), max(1, round(width / grid)))
+        if place:
+            y, x = ((p + 0.5) * grid for p in place)  # the middle of the text
+            ink = {"fill": (255, 255, 255), "stroke_fill": (0, 0, 0), "stroke_width": stroke}
+            pen.text((x, y), name, font=typeface, anchor="mm", **ink)
+    return np.asarray(canvas)
+
+
+def label_of(semantic: int, track: int) -> str:
+    """`car 3`, `road`, and nothing for void."""
+    name = CLASS_NAMES[semantic] if semantic < NUM_CLASSES else ""
+    return f"{name} {track}".strip() if track else name
+
+
+def _large_first(keys: np.ndarray, smallest: int) -> np.ndarray:
+    values, counts = np.unique(keys, return_counts=True)
+    chosen = counts >= max(smallest, 1)
+    return values[chosen][np.argsort(-counts[chosen], kind="stable")]
+
+
+def _place(inside: np.ndarray, height: int, width: int) -> tuple[float, float] | None:
+    """The middle (y, x) of a text-sized window within a segment: of one with room around it, where there is one, else
+    of the one that lies inside best; None where less than 0.8 of it would. Of equals the nearest to the middle.
+    """
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    inside = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    sums = np.pad(inside.cumsum(axis=0, dtype=np.int32).cumsum(axis=1), ((1, 0), (1, 0)))
+    for room, share in ((2.5, 1.0), (1.5, 1.0), (1.0, 0.8)):
+        h, w = round(height * room), round(width + height * (room - 1))
+        if inside.shape[0] < h or inside.shape[1] < w:
+            continue
+        filled = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+        if filled.max() < share * h * w:
+            continue
+        y, x = np.nonzero(filled == filled.max())
+        middle = np.argwhere(inside).mean(axis=0)
+        best = np.argmin((y + h / 2 - middle[0]) ** 2 + (x + w / 2 - middle[1]) ** 2)
+        return float(rows[0] + y[best] + (h - 1) / 2), float(columns[0] + x[best] + (w - 1) / 2)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrangement
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def strip(rows: list[list[np.ndarray]], gap: int = 4, titles: Sequence[str] = ()) -> np.ndarray:
+    """Pictures of one size in rows and columns on white, with `titles` above the columns."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     canvas = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -72,8 +217,52 @@ def strip(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
         for x, picture in enumerate(row):
             top, left = y * (height + gap), x * (width + gap)
             canvas[top : top + height, left : left + width] = picture
+    if not titles:
+        return canvas
+    longest = max(font(10).getlength(title) for title in titles)
+    size = int(np.clip(10 * (width - 8) / max(longest, 1), 8, 16))
+    head = Image.new("RGB", (canvas.shape[1], size + 10), "white")
+    pen = ImageDraw.Draw(head)
+    for x, title in enumerate(titles):
+        pen.text((x * (width + gap) + 4, size // 2 + 5), title, "black", font(size), "lm")
+    return np.concatenate([np.asarray(head), canvas])
+
+
+def fit(picture: np.ndarray, height: int, width: int, smooth: bool = False) -> np.ndarray:
+    """A picture at another size, its aspect kept, centred on black; `smooth` for photographs, not for label maps."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
+    filters = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas[top : top + h, left : left + w] = Image.fromarray(picture).resize((w, h), filters)
     return canvas
 
 
-def _colors_of(ids: np.ndarray) -> np.ndarray:
-    return track_colors(int(ids.max(initial=0)) + 1)[ids]
+def legend(
+    classes: Iterable[int] = (), tracks: Sequence[tuple[int, int]] = (), width: int = 640, colorblind: bool = False
+) -> np.ndarray:
+    """Swatches with names on white, in as many rows as they need: classes (trainIds), then tracks (trainId, id)."""
+    names = [(CLASS_NAMES[c], class_colors(colorblind)[c]) for c in sorted(classes) if c < NUM_CLASSES]
+    table = _packed("track", colorblind)
+    return swatches(names + [(label_of(c, t), _unpacked(table[[t & MAX_ID]])[0]) for c, t in tracks], width)
+
+
+def swatches(entries: Sequence[tuple[str, Sequence[int]]], width: int = 640, size: int = 12) -> np.ndarray:
+    """Names and their colours on white, in as many rows as they need; size: of the text in pixels."""
+    gap = size // 2
+    places, x, y = [], gap, gap
+    for name, _ in entries:
+        need = size + gap + int(font(size).getlength(name)) + 2 * gap
+        if x > gap and x + need > width:
+            x, y = gap, y + size + gap
+        places.append((x, y))
+        x += need
+    canvas = Image.new("RGB", (width, y + size + gap), "white")
+    pen = ImageDraw.Draw(canvas)
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        pen.rectangle((x, y, x + size, y + size), tuple(int(v) for v in color), (90, 90, 90))
+        pen.text((x + size + gap, y + size / 2 + 1), name, "black", font(size), "lm")
+    return np.asarray(canvas)

@@ -1,0 +1,236 @@
+"""Drawing: colours that stay and stay apart, text inside the pictures, errors; and looking into the sampler."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from data import figures, render, shown
+from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, write_image, write_panoptic
+from model import StreamConfig, VideoPredictor
+from model.inspection import denoising_steps
+from tests.small import lively_model
+
+# Machado et al. 2009, severity 1, in linear RGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+
+
+def lab_distances(colors: np.ndarray, sight: str = "normal") -> np.ndarray:
+    """Distances in CIELAB of colours uint8 (N, 3): (N, N), infinite on the diagonal."""
+    c = colors / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ SIGHT[sight].T
+    xyz = linear.clip(0, 1) @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    f = np.cbrt(xyz / [0.9505, 1, 1.089])
+    lab = np.stack([116 * f[:, 1], 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return distances
+
+
+def street(height: int = 96, width: int = 320) -> tuple[np.ndarray, np.ndarray]:
+    """Sky over road, two large cars (ids 3 and 4) side by side, a small person (id 700), void in a corner."""
+    semantic, track = np.full((height, width), 10, np.uint8), np.zeros((height, width), np.int32)
+    semantic[height // 3 :] = 0
+    for left, id_ in ((width // 4, 3), (width // 2, 4)):
+        semantic[height // 3 : height * 2 // 3, left : left + width // 4] = CAR
+        track[height // 3 : height * 2 // 3, left : left + width // 4] = id_
+    semantic[-8:, :3], track[-8:, :3] = PERSON, 700
+    semantic[:5, :5] = VOID
+    return semantic, track
+
+
+def test_classes_have_the_cityscapes_palette_and_void_is_black():
+    semantic = np.array([[0, 10, 13, 18, VOID]], np.uint8)
+    assert render.draw_semantic(semantic)[0].tolist() == [
+        [128, 64, 128], [70, 130, 180], [0, 0, 142], [119, 11, 32], [0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_an_id_has_one_colour_whatever_else_is_in_the_frame():
+    one, many = np.array([[7]], np.int32), np.array([[0, 3, 7, 65_535]], np.int32)
+    assert (render.draw_instances(one)[0, 0] == render.draw_instances(many)[0, 2]).all()
+    assert (render.draw_instances(one)[0, 0] == render.track_colors(8)[7]).all()
+    assert (render.track_colors(65_536)[:8] == render.track_colors(8)).all()
+    assert (render.draw_instances(many)[0, 0] == 0).all()
+    assert render.draw_instances(np.array([[70_000]])).any()  # more than files can hold
+
+
+def test_tracks_are_distinct_and_neighbours_far_apart():
+    distances = lab_distances(render.track_colors(49)[1:])
+    assert distances[:24, :24].min() > 12 and distances.min() > 5
+    assert min(distances[i, i + k] for k in (1, 2, 3) for i in range(48 - k)) > 30
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colorblind_palettes_stay_apart_in_every_kind_of_sight(sight):
+    assert lab_distances(render.class_colors(colorblind=True)[:NUM_CLASSES], sight).min() > 18
+    assert lab_distances(render.track_colors(13, colorblind=True)[1:], sight).min() > 18
+
+
+def test_cityscapes_own_palette_does_not():
+    assert min(lab_distances(PALETTE[:NUM_CLASSES], sight).min() for sight in SIGHT) < 5
+
+
+def test_panoptic_outlines_and_colours():
+    semantic, track = street()
+    picture = render.draw_panoptic(semantic, track)
+    assert (picture[10, 100] == PALETTE[10]).all() and (picture[90, 100] == PALETTE[0]).all()
+    assert (picture[48, 120] == render.track_colors(4)[3]).all()
+    assert (picture[48, 159] == 255).all() and (picture[48, 160] == 255).all()  # where the two cars touch
+    border = render.outlines(semantic, track)
+    assert border[48, 80] and not border[48, 79] and not border[31, 120]  # inside the car, not outside
+
+
+def test_overlay_mixes_and_leaves_void_alone():
+    semantic, track = street()
+    image = np.full((*semantic.shape, 3), 201, np.uint8)
+    picture = render.overlay(image, semantic, track, opacity=0.25, labels=False)
+    assert (picture[0, 0] == 201).all()
+    assert picture[10, 100].tolist() == [round(0.75 * 201 + 0.25 * c) for c in PALETTE[10].tolist()]
+    assert (render.overlay(image, semantic, track, 0.0, labels=False)[60, 5] == 201).all()
+    assert (image == 201).all()
+
+
+def test_names_are_written_where_they_fit():
+    semantic, track = street(192, 640)
+    plain, named = render.draw_panoptic(semantic, track), render.draw_panoptic(semantic, track, labels=True)
+    changed = (plain != named).any(axis=-1)
+    for id_ in (3, 4):
+        inside = np.argwhere(changed & (track == id_))
+        middle = np.argwhere(track == id_).mean(axis=0)
+        assert len(inside) > 30 and np.abs(inside.mean(axis=0) - middle).max() < 12
+    assert changed[semantic == 10].any() and changed[semantic == 0].any()
+    assert not changed[semantic == PERSON].any()  # too small
+    assert not changed[[0, -1]].any() and not changed[:, [0, -1]].any()  # nothing is cut off
+    assert render.label_of(CAR, 3) == "car 3" and render.label_of(0, 0) == "road" and render.label_of(VOID, 0) == ""
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (40, 2)])
+def test_tiny_pictures_are_drawn_too(shape):
+    semantic, track = np.zeros(shape, np.uint8), np.ones(shape, np.int64)
+    image = np.zeros((*shape, 3), np.uint8)
+    assert render.overlay(image, semantic, track).shape == (*shape, 3)
+
+
+def test_strip_with_titles_and_legend_keep_all_their_parts():
+    tile = np.full((40, 120, 3), 7, np.uint8)
+    plain = render.strip([[tile, tile], [tile]])
+    assert plain.shape == (84, 244, 3) and (plain[44:, 124:] == 255).all() and (plain[:40, :120] == 7).all()
+    titled = render.strip([[tile, tile], [tile]], titles=("input", "a long title of a column"))
+    assert (titled[-84:] == plain).all()
+    head = titled[:-84]
+    assert (head[:, :120] < 128).any() and (head[:, 124:] < 128).any()
+    assert not (head[:, -2:] < 128).any()  # the long one is not cut off
+    legend = render.legend(range(NUM_CLASSES), [(CAR, i) for i in range(1, 20)], width=300)
+    assert legend.shape[1] == 300 and (legend[:, -2:] > 128).all()
+    present = {tuple(c) for c in legend.reshape(-1, 3).tolist()}
+    assert all(tuple(c) in present for c in PALETTE[:NUM_CLASSES].tolist() + render.track_colors(20)[1:].tolist())
+
+
+def test_fit_keeps_the_aspect():
+    picture = np.full((10, 10, 3), 9, np.uint8)
+    fitted = render.fit(picture, 20, 60)
+    assert fitted.shape == (20, 60, 3) and (fitted[:, 20:40] == 9).all() and not fitted[:, :20].any()
+
+
+def test_an_overlay_of_a_kitti_frame_is_fast():
+    semantic, track = street(375, 1242)
+    image = np.zeros((375, 1242, 3), np.uint8)
+    seconds = []
+    for _ in range(10):
+        start = time.process_time()
+        render.overlay(image, semantic, track)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05  # 0.02 on an idle core
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An inference, shown
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def frame_of(number: int, track: np.ndarray, truth_track: np.ndarray, semantic=None) -> shown.Shown:
+    semantic = np.full(track.shape, CAR, np.uint8) if semantic is None else semantic
+    image = np.zeros((*track.shape, 3), np.uint8)
+    return shown.Shown("a", number, image, semantic, track, (np.full(track.shape, CAR, np.uint8), truth_track))
+
+
+def test_errors_by_hand():
+    truth = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
+    first = frame_of(0, np.array([[5, 5, 5, 6, 6, 6]], np.int32), truth)
+    second = frame_of(
+        1, np.array([[5, 6, 9, 5, 6, 0]], np.int32), truth, np.array([[13, 13, 13, 13, 11, 13]], np.uint8)
+    )
+    partners = figures.match_tracks([first, second])
+    assert partners == {("a", CAR, 1): 5, ("a", CAR, 2): 6}
+    assert figures.error_map(first, partners).tolist() == [[0, 0, 0, 0, 0, 0]]  # the last pixel is crowd
+    assert figures.error_map(second, partners).tolist() == [[0, 2, 2, 2, 1, 0]]
+    second.truth[0][0, 0] = VOID
+    assert figures.error_map(second, partners)[0, 0] == 3
+
+
+def test_frames_are_found_with_their_images_and_truth(tmp_path):
+    semantic, track = street()
+    rng = np.random.default_rng(0)
+    for number in (9, 10):
+        stem = f"0003_{number}"
+        write_image(tmp_path / f"in/{stem}_leftImg8bit.png", rng.integers(0, 256, (96, 320, 3)).astype(np.uint8))
+        write_panoptic(tmp_path / f"out/{stem}_panoptic.png", semantic, track * (number - 8))
+    write_panoptic(tmp_path / "in/0003_10_panoptic.png", semantic, track)
+    inference = shown.last_inference(tmp_path / "out", tmp_path / "in")
+    frames = shown.load_frames(inference)
+    assert [(f.sequence, f.number, f.truth is not None) for f in frames] == [("0003", 9, False), ("0003", 10, True)]
+    assert frames[0].image.std() > 0 and (frames[1].track == track * 2).all() and (frames[1].truth[1] == track).all()
+    lives = shown.track_lives(inference)
+    assert lives["0003"][3] == (CAR, [9]) and lives["0003"][6] == (CAR, [10])
+    assert shown.last_inference(tmp_path / "nothing") is None
+
+    # what tracks.jsonl and run.json say goes before what is guessed
+    line = {
+        "sequence": "x",
+        "frame": 1,
+        "segments": [{"id": 2, "class": 11, "area": 9}, {"id": 0, "class": 0, "area": 1}],
+    }
+    (tmp_path / "out/tracks.jsonl").write_text(json.dumps(line) + "\n")
+    assert shown.track_lives(inference) == {"x": {2: (11, [1])}}
+    (tmp_path / "out/.inference").mkdir()
+    (tmp_path / "out" / shown.RUN).write_text('{"input_folder": "some/where", "checkpoint": "a.pt"}')
+    run = shown.last_inference(tmp_path / "out")
+    assert (str(run.inputs), str(run.checkpoint)) == ("some/where", "a.pt")
+
+
+def test_frames_that_are_not_found_are_grey(tmp_path, capsys):
+    write_panoptic(tmp_path / "out/a_1_panoptic.png", *street())
+    frames = shown.load_frames(shown.Inference(tmp_path / "out", tmp_path / "in"))
+    assert (frames[0].image == 128).all() and frames[0].truth is None
+    assert "1 of 1 frames are not in" in capsys.readouterr().out
+
+
+def test_denoising_steps_are_those_of_the_prediction():
+    model = lively_model()
+    predictor = VideoPredictor(model, StreamConfig(first_steps=4, steps=2), device="cpu", mixed_precision="no")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 40, 64, 3)).astype(np.uint8)
+    steps, answer, state = denoising_steps(predictor, frames[0])
+    later, _, _ = denoising_steps(predictor, frames[1], state)
+    assert [s.time for s in steps] == [1.0, 0.75, 0.5, 0.25] and [s.time for s in later] == [1.0, 0.5]
+    assert steps[0].noisy_bits.shape == (10, 16, 26) and steps[0].semantic.shape == (16, 26)
+    assert abs(steps[0].noisy_bits.std() - 1) < 0.1
+    expected = predictor(frames[0])
+    assert (expected.semantic == answer.semantic).all() and (expected.track == answer.track).all()
+    assert not model.denoiser._forward_hooks
+    picture = figures.denoising_strip(steps, columns=3)
+    assert picture.shape[1] == 3 * 52 + 2 * 4 and torch.is_inference_mode_enabled() is False
