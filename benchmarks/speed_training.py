@@ -1,0 +1,221 @@
+"""Training: a step split into data, forward, backward and optimizer; its memory and work; the loader by itself."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from ema_pytorch import EMA
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import recipe
+import train
+from benchmarks.speed_timing import Row, Setup, apart, build, config_of, gflops, row, share_of_rate
+from data.cache import Cached
+from data.clips import Augmentation, ClipFormat, Clips
+from data.frames import FrameSource
+from data.kitti_step import KittiStep
+from data.labels import write_image, write_panoptic
+from data.mixture import TrainingStream
+from data.streets import Streets, render_video, tracked_only
+from model import ModelConfig, Pix2SeqD
+from model.diffusion import LossConfig, draw, training_loss
+from model.streaming import precision
+from model.training import TrainingConfig, build_optimizer, to_device
+
+PARTS = ("data", "forward", "backward", "optimizer")
+CPU_BATCH = {"tiny": 16, "small": 2, "base": 1}  # samples of a step, where there is no GPU
+FULL_TRAINING = {"pre-training": (30_000, 16), "training": (50_000, 32)}  # published: steps, batch
+NOMINAL = 312e12, 0.4  # bf16 FLOP/s of an A100 80 GB by its data sheet, and the share that is assumed of it
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rendered(folder: Path, config: ModelConfig, frames: int = 6) -> FrameSource:
+    """Frames of the built-in world at training size, from its own cache."""
+    return Streets(folder / "streets", "train", videos=1, frames=frames, image_size=config.image_size)
+
+
+def pngs(folder: Path, size: tuple[int, int] = (375, 1242), frames: int = 6) -> FrameSource:
+    """Frames of the built-in world as PNGs in the layout and size of KITTI-STEP."""
+    target = folder / f"kitti-{size[0]}x{size[1]}"
+    if not target.exists():
+        inside = target / "kitti_out" / "video_sequence" / "train"
+        for n, (image, semantic, instance) in enumerate(render_video(0, "train", frames, size)):
+            write_image(inside / f"000000_{n:06d}_leftImg8bit.png", image)
+            write_panoptic(inside / f"000000_{n:06d}_panoptic.png", semantic, tracked_only(semantic, instance))
+    return KittiStep(target, "train")
+
+
+def clips(source: FrameSource, config: ModelConfig, augmentation: Augmentation) -> TrainingStream:
+    fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
+    return TrainingStream([Clips(source, fmt, augmentation)])
+
+
+def loader(samples: TrainingStream, batch: int, workers: int, pin: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Batches as training draws them, in order."""
+    return iter(
+        DataLoader(
+            samples,
+            batch_sampler=[list(range(n * batch, (n + 1) * batch)) for n in range(4096)],
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_one_thread,
+        )
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def samples_per_second(setup: Setup, samples: TrainingStream, batch: int = 4) -> list[float]:
+    """Of one worker process, after its queue has been emptied once."""
+    batches = loader(samples, batch, workers=1)
+    for _ in range(6):  # the start of the worker, and what it has ahead
+        next(batches)
+    rates, begin = [], time.perf_counter()
+    while len(rates) < 3 or (time.perf_counter() - begin < setup.seconds and len(rates) < 50):
+        start = time.perf_counter()
+        for _ in range(4):
+            next(batches)
+        rates.append(4 * batch / (time.perf_counter() - start))
+        if setup.quick:
+            break
+    return rates
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Stepper:
+    """One optimizer step as model.training.fit does it, with a mark of time after each part."""
+
+    def __init__(self, setup: Setup, model: Pix2SeqD, training: TrainingConfig, loss: LossConfig, batch: int):
+        self.device, self.loss, self.training, self.batch = torch.device(setup.device), loss, training, batch
+        self.model = model.to(self.device, memory_format=torch.channels_last).train()
+        if setup.compile:
+            self.model.compile()
+        self.optimizer = build_optimizer(self.model, training)
+        self.ema = EMA(self.model, beta=training.ema_decay, update_every=1, include_online_model=False)
+        self.dtype = precision(setup.mixed_precision, self.device)
+        self.number = 0
+
+    def draws(self, mask_size):
+        numbers = range(self.number * self.batch, (self.number + 1) * self.batch)
+        return draw(0, numbers, self.model, mask_size, self.device, self.loss.self_aligned_rate > 0)
+
+    def forward(self, batch: dict[str, Tensor], coins: float | None = None) -> Tensor:
+        """The loss. coins: in place of those that are drawn."""
+        draws = self.draws(batch["semantic"].shape[-2:])
+        if coins is not None:
+            draws = draws._replace(coins=torch.full_like(draws.coins, coins))
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        with autocast:
+            return training_loss(self.model, self.model.config, self.loss, batch, draws)[0]
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.ema.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.number += 1
+
+    def step(self, batches: Iterator[dict[str, Tensor]], coins: float | None = None) -> dict[str, float]:
+        """Milliseconds of each part, and of the step. On a GPU by events, with one synchronisation at the end."""
+        marks = [self._mark()]
+        batch = to_device(next(batches), self.device)
+        marks.append(self._mark())
+        loss = self.forward(batch, coins)
+        marks.append(self._mark())
+        loss.backward()
+        marks.append(self._mark())
+        self.update()
+        marks.append(self._mark())
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            times = [a.elapsed_time(b) for a, b in pairwise(marks)]
+        else:
+            times = [1e3 * (b - a) for a, b in pairwise(marks)]
+        return dict(zip(PARTS, times, strict=True)) | {"step": sum(times)}
+
+    def _mark(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def repeat(setup: Setup, step, warm_up: int = 2) -> list[dict[str, float]]:
+    """The marks of several steps after a warm-up."""
+    for _ in range(1 if setup.quick else warm_up):
+        step()
+    done, begin = [], time.perf_counter()
+    while len(done) < setup.fewest or (time.perf_counter() - begin < 5 * setup.seconds and len(done) < 50):
+        done.append(step())
+    return done
+
+
+def _steps(setup: Setup, preset: str) -> tuple[list[dict[str, float]], float, int]:
+    """The marks of a preset's training steps, their work in GFLOP, and their batch; called in a process of its own."""
+    config = config_of(preset, setup.image_size)
+    _, training, loss, augmentation = recipe.preset_configs(preset, train.RECIPES)
+    batch = setup.batch_size or (training.batch_size if setup.cuda else CPU_BATCH[preset])
+    samples = clips(rendered(setup.folder, config), config, augmentation)
+    batches = loader(samples, batch, workers=0 if setup.quick else 1, pin=setup.cuda)
+    stepper = Stepper(setup, build(config)[0], training, loss, batch)
+    done = repeat(setup, lambda: stepper.step(batches))
+    ready = to_device(next(batches), stepper.device)
+    return done, gflops(lambda: stepper.forward(ready).backward()), batch
+
+
+def training(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
+    """A preset's training step, and what a full training would take."""
+    rendered(setup.folder, config_of(preset, setup.image_size))  # before the process whose memory is measured
+    (done, work, batch), peak, start = apart(setup, _steps, setup, preset)
+    step = statistics.median(d["step"] for d in done)
+    rows = [row(f"{preset}: {part}", [d[part] for d in done]) for part in PARTS]
+    share = share_of_rate(work, step, setup, rates)
+    note = f"batch {batch}; {work:.0f} GFLOP, {share:.0f} % of the matrix rate"
+    rows.append(row(f"{preset}: step", [d["step"] for d in done], note=note))
+    rows.append(row(f"{preset}: training", [1e3 * batch / d["step"] for d in done], "samples/s"))
+    rows.append(Row(f"{preset}: training, peak memory", peak, "MB", note=f"{start:.0f} MB of it before the model"))
+    for name, (steps, size) in FULL_TRAINING.items():
+        here = steps * size * step / batch / 3.6e6
+        gpu = steps * size * work * 1e9 / batch / (NOMINAL[0] * NOMINAL[1]) / 3600
+        note = f"estimate: {steps:,} steps of {size} at the speed above"
+        rows.append(Row(f"{preset}: a full {name} here", here, "h", note=note))
+        note = f"estimate from the work alone: {NOMINAL[1]:.0%} of {NOMINAL[0] / 1e12:.0f} TFLOP/s, nominal of an A100"
+        rows.append(Row(f"{preset}: a full {name} on one GPU", gpu, "h", note=note))
+        rows.append(Row(f"{preset}: a full {name} on eight", gpu / 8, "h", note="the same, an eighth of it each"))
+    return rows
+
+
+def loading(setup: Setup, preset: str) -> list[Row]:
+    """Samples a second of one loader process: from the built-in world, from PNGs, from PNGs through the cache."""
+    config = config_of(preset, setup.image_size)
+    augmentation = recipe.preset_configs(preset, train.RECIPES)[3]
+    source = pngs(setup.folder, (48, 160) if setup.quick else (375, 1242))
+    cached = Cached(source, config.image_size, setup.folder / "cache")
+    cached.fill(quiet=True)
+    kinds = {"rendered frames": rendered(setup.folder, config), "PNGs": source, "PNGs, cached": cached}
+    height, width = source.read(0)[0].shape[:2]
+    return [
+        row(
+            f"{preset}: loader, {name}, a worker",
+            samples_per_second(setup, clips(frames, config, augmentation)),
+            "samples/s",
+            f"frames of {height}x{width}" if "PNG" in name else "",
+        )
+        for name, frames in kinds.items()
+    ]
