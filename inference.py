@@ -23,7 +23,7 @@ with cli.imports():
 
     from data.inputs import Sequence, find_sequences
     from data.labels import DataError
-    from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, prefetched
+    from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion import SAMPLERS
     from model.tracking import adopt
@@ -88,6 +88,7 @@ def main() -> int:
     }
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
+    note_run(args.output_folder, args.input_folder, args.checkpoint)
     total = sum(len(s.frames) for s in sequences) if all(s.frames is not None for s in sequences) else None
     with tqdm(total=total, unit="frame", disable=args.quiet, dynamic_ncols=True) as bar:
         jobs = [Job(s, number, args, run, bar) for number, s in enumerate(sequences)]

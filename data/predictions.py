@@ -266,6 +266,13 @@ def tracks_part(folder: Path, name: str) -> Path:
     return folder / STATE_FOLDER / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.jsonl"
 
 
+def note_run(folder: Path, inputs: Path, checkpoint: Path) -> None:
+    """Leave word of where the frames and the weights are, for those who look at the output later."""
+    path = folder / STATE_FOLDER / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"input_folder": str(inputs), "checkpoint": str(checkpoint)}) + "\n")
+
+
 def merge_tracks(folder: Path, names: list[str]) -> None:
     """The parts of all videos as one tracks.jsonl."""
     temporary = folder / f".{TRACKS}.part"

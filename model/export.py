@@ -5,13 +5,12 @@
 The file can be an --init and can be inferred with; it is never resumed from.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import cli
 from model import checkpoint as checkpoints
 
 
@@ -24,13 +23,16 @@ def shareable(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or "-h" in sys.argv:
-        print(__doc__)
-        raise cli.UsageError("two paths are needed: the checkpoint, and the file to write")
-    source, target = map(Path, sys.argv[1:])
-    checkpoints.save(target, shareable(checkpoints.load(source)))
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    parser = argparse.ArgumentParser(prog="python -m model.export", description="Write weights to ship or share.")
+    parser.add_argument("checkpoint", type=Path, help="a training checkpoint")
+    parser.add_argument("target", type=Path, help="file to write, in half precision")
+    args = parser.parse_args()
+    try:
+        checkpoints.save(args.target, shareable(checkpoints.load(args.checkpoint)))
+    except (checkpoints.CheckpointError, OSError) as error:
+        parser.error(str(error))
+    print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

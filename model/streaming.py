@@ -22,6 +22,7 @@ from torch import Tensor
 from model import checkpoint as checkpoints
 from model.diffusion import SAMPLERS, denoiser_of, seeded
 from model.geometry import content_size, fit_frame, restore
+from model.hub import HubMixin
 from model.pix2seq_d import NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance
@@ -167,7 +168,7 @@ def precision(mixed_precision: str, device: torch.device) -> torch.dtype | None:
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
 
-class VideoPredictor:
+class VideoPredictor(HubMixin):
     """Panoptic video segmentation, a frame a call.
 
     >>> predictor = VideoPredictor.from_checkpoint("results/train/model-latest.pt")
