@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.bits import labels_to_bits, labels_to_codes
-from model.pix2seq_d import Pix2SeqD
+from model.pix2seq_d import ConfigError, Pix2SeqD
 from model.schedule import add_noise, gamma
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -74,7 +74,10 @@ def _field(default, group: str, text: str):
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How the diffusion is trained; each departure from the published recipe is measured in benchmarks/quality.md."""
+    """How the diffusion is trained; each departure from the published recipe is measured in benchmarks/quality.md.
+
+    Raises ConfigError for values outside their range.
+    """
 
     instance_weight: float = _field(0.2, "loss", "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike")
     stuff_by_class: bool = _field(False, "loss", "the area of a stuff pixel is its class's, not all stuff's")
@@ -88,6 +91,16 @@ class LossConfig:
     corruption_shift: int = _field(2, "history", "largest shift of a corrupted mask, in mask pixels")
     corruption_coarse: int = _field(1, "history", "largest block, in mask pixels, that a corrupted mask is blurred to")
     corruption_drop: float = _field(0.2, "history", "share of instances missing in a corrupted mask")
+
+    def __post_init__(self):
+        for name in ("self_conditioning_rate", "self_aligned_rate", "history_dropout", "history_absent",
+                     "history_corruption", "corruption_drop"):  # fmt: skip
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
+        if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
+            raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
+        if self.corruption_shift < 0 or self.corruption_coarse < 1:
+            raise ConfigError("corruption_shift must be 0 or more, and corruption_coarse 1 or more")
 
 
 def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, stuff_by_class: bool = False) -> Tensor:

@@ -79,8 +79,15 @@ class ModelConfig:
             raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
         if not self.scale > 0:
             raise ConfigError(f"scale {self.scale} must be above 0")
-        if self.multipliers[0] != 1:
-            raise ConfigError(f"multipliers {self.multipliers} must start with 1")
+        for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if min(self.encoder_depth, self.denoiser_depth) < 0 or not 0 <= self.dropout < 1:
+            raise ConfigError("depths must be 0 or more, and dropout 0 or more and below 1")
+        if self.dim % 2:
+            raise ConfigError(f"dim {self.dim} must be even: half of the time's encoding is sines, half cosines")
+        if self.multipliers[0] != 1 or min(self.multipliers) < 1:
+            raise ConfigError(f"multipliers {self.multipliers} must start with 1 and be 1 or more each")
         for name, width, heads in (
             ("encoder", self.encoder_dim, self.encoder_heads),
             ("transformer", self.transformer_dim, self.transformer_heads),

@@ -1,5 +1,6 @@
 """The mathematics: bits, schedule, samplers under an oracle, loss."""
 
+import dataclasses
 import math
 
 import pytest
@@ -16,7 +17,7 @@ from model.bits import (
     labels_to_bits,
     labels_to_codes,
 )
-from model.diffusion import LossConfig, ddim, ddpm, draw, pixel_weights, seeded, training_loss
+from model.diffusion import LossConfig, corrupt_history, ddim, ddpm, draw, pixel_weights, seeded, training_loss
 from model.schedule import add_noise, gamma, sampling_times
 from model.training import to_device
 
@@ -184,8 +185,6 @@ def test_unknown_pixels_carry_no_loss():
 @pytest.mark.parametrize("changes", [{}, {"self_conditioning": True}, {"loss": "mse"}, {"patch": 2}])
 def test_a_batch_of_four_is_learnt(changes):
     """Fixed ids, no augmentation, no dropout: below 0.05 within 500 steps."""
-    import dataclasses
-
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, **changes)
     model = Pix2SeqD(config)
@@ -224,6 +223,10 @@ def test_weights_do_not_depend_on_the_size():
         {"history_offsets": (0,)},
         {"scale": 0.0},
         {"multipliers": (2, 2)},
+        {"dim": 7},
+        {"encoder_depth": -1},
+        {"map_channels": 0},
+        {"dropout": 1.0},
         {"patch": 3},
         {"mask_size": (16,)},
         {"tracked": (19,)},
@@ -232,6 +235,42 @@ def test_weights_do_not_depend_on_the_size():
 def test_configurations_that_cannot_be_are_refused(changes):
     with pytest.raises(ConfigError):
         ModelConfig.from_dict(CONFIG.to_dict() | changes)
+
+
+@pytest.mark.parametrize(
+    "values", [{"history_dropout": 5.0}, {"corruption_shift": -3}, {"time_power": 0.0}, {"corruption_coarse": 0}]
+)
+def test_losses_that_cannot_be_are_refused(values):
+    with pytest.raises(ConfigError):
+        LossConfig(**values)
+
+
+def test_a_corrupted_history_lacks_instances_and_is_shifted_in_blocks():
+    clip = scene(3)
+    maps = [clip[k][None, :-1] for k in ("semantic", "instance", "semantic_known", "instance_known")]
+    draws = draw(0, [0], Pix2SeqD(CONFIG), CONFIG.mask_size, "cpu", False)
+    whole = LossConfig(history_dropout=0.0)
+    same = corrupt_history(maps[2], maps[3], maps[:2], draws, whole)
+    assert all(torch.equal(a, b) for a, b in zip(same, maps, strict=True))
+
+    gone = dataclasses.replace(whole, history_corruption=1.0, corruption_drop=1.0, corruption_shift=0)
+    _, slot, _, slot_known = corrupt_history(maps[2], maps[3], maps[:2], draws, gone)
+    assert not (slot_known & (slot > 0)).any() and slot_known[maps[1] == 0].all()
+
+    moved = dataclasses.replace(whole, history_corruption=1.0, corruption_drop=0.0, corruption_shift=3)
+    shifted = corrupt_history(maps[2], maps[3], maps[:2], draws, moved)[1]
+    shifts = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
+    for t in range(shifted.shape[1]):  # away from the border it is the same mask at another place
+        inner = shifted[0, t, 3:-3, 3:-3]
+        h, w = maps[1].shape[-2:]
+        assert any(torch.equal(inner, maps[1][0, t, 3 + y : h - 3 + y, 3 + x : w - 3 + x]) for y, x in shifts)
+
+    blocks = dataclasses.replace(moved, corruption_shift=0, corruption_coarse=6)
+    coarse = corrupt_history(maps[2], maps[3], maps[:2], draws, blocks)[1]
+    assert not torch.equal(coarse, maps[1])
+
+    none = corrupt_history(maps[2], maps[3], maps[:2], draws, dataclasses.replace(whole, history_absent=1.0))
+    assert not none[2].any() and not none[3].any()
 
 
 def test_noise_at_time_zero_and_one():
