@@ -1,6 +1,6 @@
 """What pretrain.py and train.py share: from a command line to a run, data and model put together in one place.
 
-`run` reads as the run does: configuration; resume, init or scratch; data; validation; fit.
+`run` reads as the run does: configuration; data; resume, init or scratch; samples; validation; fit.
 """
 
 import argparse
@@ -115,12 +115,14 @@ def run(args: argparse.Namespace) -> None:
     say = accelerator.print
     set_seed(training.seed)
 
+    # Data, before any weights are fetched
+    sources = open_sources(args, model_config, "train")
+
     # Resume, init, scratch
     model, resume = initial_model(model_config, args, folder, say)
     model_config = model.config
 
-    # Data
-    sources = open_sources(args, model_config, "train")
+    # Training samples
     fmt = ClipFormat(
         tuple(model_config.image_size), tuple(model_config.mask_size), model_config.slots, model_config.history_offsets
     )

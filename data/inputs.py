@@ -92,7 +92,11 @@ def find_sequences(path: str | Path) -> list[Sequence]:
         for video in sorted(p for p in _files(folder, deep=False) if p.suffix.lower() in VIDEO_SUFFIXES):
             raise DataError(f"{video} is a video inside a folder: give it by itself, --input_folder {video}")
     if not sequences:
-        raise DataError(f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no folders of images")
+        raise DataError(
+            f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no folders of images: put frames there, or name "
+            "a folder or a video by --input_folder; `bash setup.sh demo` makes sample frames and predicts them with "
+            "the shipped weights"
+        )
     outputs: dict[Path, Path] = {}
     for frame in (f for s in sequences for f in s.frames):
         if frame.output in outputs:

@@ -296,6 +296,12 @@ def test_each_optimisation_has_a_row(small_preset, tmp_path):
         assert rows[name].low <= rows[name].value <= rows[name].high
 
 
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
+    setup = Setup(("tiny",), tmp_path)
+    answer, peak, start = speed_timing.apart(setup, eval, "len(b'x' * 400_000_000)")
+    assert answer == 400_000_000 and start + 300 < peak < start + 500
+
+
 def test_medians_and_their_spread():
     assert speed_timing.row("name", [3.0, 1.0, 2.0]) == Row("name", 2.0, "ms", 1.0, 3.0)
     ratio = speed_timing.ratio_row("name", [8.0, 4.0, 6.0], [2.0, 2.0, 1.0])

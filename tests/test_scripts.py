@@ -90,7 +90,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp
         (("--image_size", 4, 4), "image_size"),
         (("--image_size", 0, 0, "--mask_size", 16, 32), "image_size"),
         (("--code_bits", 4, 4), "code_bits"),
-        (("--dropout", 2), "cannot be built"),
+        (("--dropout", 2), "dropout"),
         (("--encoder_heads", 3), "multiple of 4 times"),
         (("--scale_range", 2, 1), "scale_range"),
         (("--dataset", "streets", "streets", "--dataset_weights", 0, 0), "--dataset_weights must be"),
