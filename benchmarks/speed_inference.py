@@ -223,10 +223,14 @@ def memory(setup: Setup, preset: str, checkpoint: Path, size: Sequence[int]) -> 
 def command_peak(words: list[str], threads: int = 0) -> float:
     """Peak resident memory of a command, in MB. Raises RuntimeError with its last words where it fails."""
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"inference.py ended with status {process.returncode}: {errors.strip()[-300:]}")
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        peak = 0.0
+        while process.poll() is None:  # not ru_maxrss alone: a child inherits that of its parent
+            with contextlib.suppress(OSError, IndexError):
+                peak = float(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+            time.sleep(0.02)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"inference.py ended with status {process.returncode}: {errors.read().strip()[-300:]}")
+    return peak or peak_mb(children=True)

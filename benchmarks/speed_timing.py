@@ -189,6 +189,9 @@ def share_of_rate(work: float, ms: float, setup: Setup, rates: dict[str, float])
 
 def peak_mb(children: bool = False) -> float:
     """Largest resident memory so far of this process, or of its largest child that has ended, in MB."""
+    status = Path("/proc/self/status")
+    if not children and status.exists():  # a new process inherits its parent's ru_maxrss, but not its high water mark
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3
     peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
 

@@ -42,9 +42,10 @@ from data.labels import (
 )
 from data.streets_traffic import World
 
-VERSION = 5  # of the rendered videos: part of the cache's key, to be raised with every change that shows
+VERSION = 6  # of the rendered videos: part of the cache's key, to be raised with every change that shows
 SPLITS = {"train": 0, "val": 1, "test": 2}
 TRACKED = (PERSON, CAR)
+MIN_TRACKED_AREA = 1 / 1920  # of the image: 16 pixels of 96x320; what is smaller is crowd, in that frame
 _IS_TRACKED = np.isin(np.arange(256), TRACKED)
 ROOT = Path("data/Streets")
 
@@ -111,8 +112,12 @@ def render_video(
 
 
 def tracked_only(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Ids as KITTI-STEP has them: of persons and cars alone, all other things are crowd (0)."""
-    return np.where(_IS_TRACKED[semantic], instance, 0).astype(np.int32)
+    """Ids as KITTI-STEP has them: of persons and cars alone; all other things are crowd (0), and so are persons and cars
+    of which too little is seen, as annotators of real videos leave them out. Both (H, W); int32 (H, W)."""
+    ids = np.where(_IS_TRACKED[semantic], instance, 0).astype(np.int32)
+    area = np.bincount(ids.ravel())
+    area[0] = 0
+    return np.where(area[ids] >= MIN_TRACKED_AREA * ids.size, ids, 0).astype(np.int32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

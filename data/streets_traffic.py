@@ -14,7 +14,7 @@ from data import streets_scenery as scenery
 from data.streets_models import BICYCLE, BUS, CAR, MOTORCYCLE, PERSON, RIDER, TRUCK, Model
 from data.streets_world import FURNITURE_VIEW, VIEW, Street, Thing
 
-PERSON_VIEW, VEHICLE_VIEW = 34.0, 50.0  # m; who is farther is not there yet
+PERSON_VIEW, VEHICLE_VIEW = 26.0, 40.0  # m; who is farther is not there yet
 STEP = 0.1  # s from frame to frame, as in KITTI
 
 
@@ -102,7 +102,7 @@ class World(Street):
     def _park(self, side: int, s: float) -> float:
         """A parked car or truck whose near end is at s, where there is room. Returns where it ends."""
         yaw = 0.0 if side > 0 or not self.oncoming_lanes or self.rng.random() < 0.2 else np.pi
-        make, cls = (models.car, CAR) if self.rng.random() < 0.94 else (models.truck, TRUCK)
+        make, cls = (models.car, CAR) if self.rng.random() < 0.92 else (models.truck, TRUCK)
         model, length, width = make(self.rng, self.weather.light, yaw)
         x = self.edge[side] + side * (1.15 + self.rng.uniform(-0.12, 0.12))
         if self._free(s + length / 2, 4.0 + length / 2) and not self._full():
@@ -117,7 +117,7 @@ class World(Street):
             return False
         kinds = ((models.car, CAR), (models.truck, TRUCK), (models.bus, BUS), (models.motorcycle, MOTORCYCLE))
         make, cls = kinds[
-            self.rng.choice(4, p=[0.93, 0.03, 0.0, 0.04] if options.get("lead") else [0.78, 0.08, 0.07, 0.07])
+            self.rng.choice(4, p=[0.85, 0.07, 0.0, 0.08] if options.get("lead") else [0.64, 0.13, 0.11, 0.12])
         ]
         yaw = {1: 0.0, -1: np.pi, 0: np.pi / 2 * np.sign(vx)}[heading]
         model, length, width = make(self.rng, self.weather.light, yaw)
@@ -185,7 +185,7 @@ class World(Street):
         for side in (-1, 1):
             for _ in range(rng.poisson(self.crowd)):
                 self._walkers(side, rng.uniform(5, 30))
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             self._cycle(rng.uniform(6, 22), rng.uniform(3, 5.5), 1 if rng.random() < 0.7 else -1)
 
     def _spawn(self) -> None:
@@ -203,7 +203,7 @@ class World(Street):
         side = 1 if rng.random() < 0.5 else -1
         if chance[2] < (0.16 * self.crowd + 0.1) * STEP * max(self.speed, 1.5) / 4:
             self._walkers(side, PERSON_VIEW - 1)
-        if chance[3] < 0.08 * STEP:
+        if chance[3] < 0.2 * STEP:
             self._cycle(VEHICLE_VIEW - 10, rng.uniform(2.5, 4.5), 1) if rng.random() < 0.6 else self._cycle(-3, 8.0, 1)
         if chance[4] < 0.35 * STEP:
             self._cross()
