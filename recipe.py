@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 import cli
 from data import render
 from data.cache import Cached
-from data.clips import Augmentation, ClipFormat, Clips
+from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
 from data.frames import FrameSource, usual_step
 from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
@@ -34,7 +34,7 @@ from model.streaming import config_of, precision, scaled_sizes
 from model.training import TrainingConfig, fit
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
-CONFIGS = (ModelConfig, TrainingConfig, LossConfig, Augmentation)
+CONFIGS = (ModelConfig, TrainingConfig, LossConfig, HistoryConfig, Augmentation)
 
 
 def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) -> dict[str, list[cli.Option]]:
@@ -68,7 +68,7 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
 def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict[str, Any]]) -> argparse.Namespace:
     """Read the command line. The help shows the defaults of the preset that the command line names.
 
-    recipes: for each preset the fields of TrainingConfig, LossConfig and Augmentation that differ from their defaults.
+    recipes: for each preset the fields of the other configurations that differ from their defaults.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="small")
@@ -86,7 +86,7 @@ def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict
 
 
 def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]:
-    """ModelConfig, TrainingConfig, LossConfig, Augmentation of a preset."""
+    """The configurations of a preset, one of each of CONFIGS."""
     values = recipes[preset]
     known = {f.name for cls in CONFIGS[1:] for f in dataclasses.fields(cls)}
     assert set(values) <= known, set(values) - known
@@ -97,10 +97,12 @@ def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]
 def run(args: argparse.Namespace) -> None:
     """One training run, from the parsed command line."""
     check(args)
-    model_config, training, loss, augmentation = args.configs
+    model_config, training, loss, history, augmentation = args.configs
     model_config = resolve_model(model_config, args)
+    if model_config.patch > 1 and model_config.patch % loss.loss_stride:
+        raise ConfigError(f"loss_stride {loss.loss_stride} must divide the patch, {model_config.patch}")
     if args.dry_run:
-        print(json.dumps(describe(args, model_config, training, loss, augmentation), indent=2))
+        print(json.dumps(describe(args, model_config, *args.configs[1:]), indent=2))
         return
     folder = Path(args.results_folder)
     with cli.writable(folder):
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     if args.cache:
         sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
     stream = TrainingStream(
-        [Clips(source, fmt, augmentation) for source in sources],
+        [Clips(source, fmt, augmentation, history_config=history) for source in sources],
         args.dataset_weights,
         training.seed,
         training.steps * training.batch_size,
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
 
     # Fit
     if accelerator.is_main_process:
-        write_json(folder / "config.json", describe(args, model_config, training, loss, augmentation))
+        write_json(folder / "config.json", describe(args, model_config, *args.configs[1:]))
     extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
     try:
         fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet, picture)

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.speed_timing import (
     gflops,
     in_turn,
     parameters,
+    peak_mb,
     predictor_of,
     row,
     share_of_rate,

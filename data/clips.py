@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from data.frames import FrameRef, FrameSource, history_index
+from data.history import HistoryConfig, assign_slots, corrupt
 from data.labels import NUM_CLASSES, VOID
 from data.transforms import (
-    IS_THING,
     Augmentation,
     View,
     content_size,
@@ -25,7 +25,7 @@ from data.transforms import (
     view_moved,
 )
 
-__all__ = ["Augmentation", "ClipFormat", "Clips", "FrameRef", "FrameSource", "assign_slots", "content_size"]
+__all__ = ["Augmentation", "ClipFormat", "Clips", "FrameRef", "FrameSource", "HistoryConfig", "content_size"]
 
 # trainId -> semantic code: 0 = void, else trainId + 1.
 _CODE = np.zeros(256, np.uint8)
@@ -55,7 +55,7 @@ class Clips(Dataset):
     With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
       image           uint8 (3, H, W)       0 in the padding
       semantic        uint8 (T + 1, h, w)   code 0..19: trainId + 1, 0 = void
-      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (see `slot_type`)
+      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
       semantic_known  bool (T + 1, h, w)    False in void and padding
       instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
       history_valid   bool (T,)             False where there is no such frame: its maps are 0 and unknown
@@ -68,9 +68,11 @@ class Clips(Dataset):
         fmt: ClipFormat,
         augment: Augmentation | None = None,
         fixed_slots: bool = False,
+        history_config: HistoryConfig | None = None,
     ):
-        """augment: None for evaluation; fixed_slots: 1.. in the order of class and id instead of a draw."""
+        """augment, history_config: None for evaluation; fixed_slots: 1.. in the order of class and id, none drawn."""
         self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
+        self.history_config = history_config
         if source.is_video:
             self.history = history_index(source.frames, fmt.history_offsets)
         else:
@@ -111,7 +113,11 @@ class Clips(Dataset):
                 continue
             classes[t][seen], ids[t][seen] = maps
 
-        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator)
+        order = "random"
+        if self.history_config is not None:
+            corrupt(classes[:-1], ids[:-1], self.history_config, generator)
+            order = self.history_config.slot_order
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order)
         semantic_known = classes != VOID
         return {
             "image": torch.from_numpy(image),
@@ -121,37 +127,3 @@ class Clips(Dataset):
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
             "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
         }
-
-
-def slot_type(slots: int) -> type[np.integer]:
-    """The smallest integer type of torch and NumPy for slots 0..slots-1; 65,536 (two bytes of an id) need 32 bits."""
-    return np.uint8 if slots <= 256 else np.int16 if slots <= 2**15 else np.int32
-
-
-def assign_slots(
-    semantic: np.ndarray, instance: np.ndarray, slots: int, generator: np.random.Generator | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
-
-    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
-    order of class and id where the generator is None. Where there are more instances than slots, the larger ones get
-    them. Returns the slots (of `slot_type`), 0 for stuff; and where a thing has none (crowd, or no slot left), bool;
-    both (T + 1, h, w).
-    """
-    slot = np.zeros(semantic.size, slot_type(slots))
-    thing = np.flatnonzero(IS_THING[semantic])
-    no_slot = np.zeros(semantic.size, bool)
-    ids = instance.ravel()[thing].astype(np.int64)
-    no_slot[thing[ids == 0]] = True
-    thing, ids = thing[ids > 0], ids[ids > 0]
-    key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
-    keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
-    taken = np.sort(np.argsort(-area, kind="stable")[: slots - 1])
-    table = np.zeros(keys.size, slot.dtype)
-    if generator is None:
-        table[taken] = np.arange(1, taken.size + 1)
-    else:
-        table[taken] = 1 + generator.choice(slots - 1, taken.size, replace=False)
-    slot[thing] = table[index]
-    no_slot[thing[slot[thing] == 0]] = True
-    return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)

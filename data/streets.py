@@ -112,8 +112,8 @@ def render_video(
 
 
 def tracked_only(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Ids as KITTI-STEP has them: of persons and cars alone; all other things are crowd (0), and so are persons and cars
-    of which too little is seen, as annotators of real videos leave them out. Both (H, W); int32 (H, W)."""
+    """Ids as KITTI-STEP has them: of persons and cars alone; all other things are crowd (0), and so are persons and
+    cars of which too little is seen, as annotators of real videos leave them out. Both (H, W); int32 (H, W)."""
     ids = np.where(_IS_TRACKED[semantic], instance, 0).astype(np.int32)
     area = np.bincount(ids.ravel())
     area[0] = 0

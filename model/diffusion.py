@@ -29,9 +29,7 @@ class Draws(NamedTuple):
     noise: Tensor  # (B, bits, h, w) standard normal
     t_next: Tensor  # (B,) of self-aligned denoising, as a share of t
     noise_next: Tensor | None  # (B, bits, h, w)
-    coins: Tensor  # (B, 3) for self-conditioning, self-aligned denoising, absent history
-    history: Tensor  # (B, T, 5) for dropout, corruption, shift in y and x, coarseness
-    slots: Tensor  # (B, T, K) for the instances that a corrupted history lacks
+    coins: Tensor  # (B, 2) for self-conditioning, self-aligned denoising
 
 
 def seeded(device: torch.device | str, *key: int) -> torch.Generator:
@@ -49,18 +47,14 @@ def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence
 
     twice: whether a second noise is needed (self-aligned denoising).
     """
-    c = model.config
-    frames, slots = len(c.history_offsets), min(c.slots, 256)
-    sizes = (1, 1, 3, frames * 5, frames * slots)
     rows, noises = [], []
     for number in numbers:
         g = seeded(device, seed, int(number))
-        rows.append(torch.rand(sum(sizes), generator=g, device=device))
-        noises.append(torch.randn(2 if twice else 1, c.bits, *mask_size, generator=g, device=device))
-    t, t_next, coins, history, per_slot = torch.stack(rows).split(sizes, dim=1)
+        rows.append(torch.rand(4, generator=g, device=device))
+        noises.append(torch.randn(2 if twice else 1, model.config.bits, *mask_size, generator=g, device=device))
+    t, t_next, coins = torch.stack(rows).split((1, 1, 2), dim=1)
     noise = torch.stack(noises)
-    history, per_slot = history.unflatten(1, (frames, 5)), per_slot.unflatten(1, (frames, slots))
-    return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins, history, per_slot)
+    return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,22 +79,16 @@ class LossConfig:
     self_conditioning_rate: float = _field(0.5, "loss", "share of samples given their own first estimate")
     self_aligned_rate: float = _field(0.0, "loss", "share of samples denoised from their own re-noised estimate")
     time_power: float = _field(1.0, "loss", "t = u^(1 / power), u uniform: above 1 spends more on noisy times")
-    history_dropout: float = _field(0.2, "history", "probability that a history mask is dropped")
-    history_absent: float = _field(0.0, "history", "probability that a clip has no history at all, as a first frame")
-    history_corruption: float = _field(0.0, "history", "probability that a history mask is corrupted")
-    corruption_shift: int = _field(2, "history", "largest shift of a corrupted mask, in mask pixels")
-    corruption_coarse: int = _field(1, "history", "largest block, in mask pixels, that a corrupted mask is blurred to")
-    corruption_drop: float = _field(0.2, "history", "share of instances missing in a corrupted mask")
+    loss_stride: int = _field(1, "loss", "answer only each n-th row and column, others in each step: n^2 less to do")
 
     def __post_init__(self):
-        for name in ("self_conditioning_rate", "self_aligned_rate", "history_dropout", "history_absent",
-                     "history_corruption", "corruption_drop"):  # fmt: skip
+        for name in ("self_conditioning_rate", "self_aligned_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
         if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
             raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
-        if self.corruption_shift < 0 or self.corruption_coarse < 1:
-            raise ConfigError("corruption_shift must be 0 or more, and corruption_coarse 1 or more")
+        if self.loss_stride < 1:
+            raise ConfigError(f"loss_stride is 1 or more, not {self.loss_stride}")
 
 
 def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, stuff_by_class: bool = False) -> Tensor:
@@ -126,47 +114,14 @@ def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, s
     # fmt: on
 
 
-def corrupt_history(semantic_known: Tensor, slot_known: Tensor, maps: list[Tensor], draws: Draws, loss: LossConfig):
-    """Make history masks of the truth look like those of a model: dropped, shifted, with instances missing.
-
-    maps: [semantic, slot]; all (B, T, h, w). Returns semantic, slot, semantic_known, slot_known, changed copies.
-    """
-    semantic, slot = maps
-    keep = (draws.history[..., 0] >= loss.history_dropout) & (draws.coins[:, 2:] >= loss.history_absent)
-    keep = keep[..., None, None]
-    semantic_known, slot_known = semantic_known & keep, slot_known & keep
-    if loss.history_corruption == 0:
-        return semantic, slot, semantic_known, slot_known
-
-    # fmt: off
-    corrupted = draws.history[..., 1] < loss.history_corruption              # (B, T)
-    missing = (draws.slots < loss.corruption_drop) & corrupted[..., None]    # (B, T, K)
-    missing[..., 0] = False                                                  # slot 0 is no instance
-    index = slot.long().clamp(max=missing.shape[-1] - 1)
-    gone = missing.gather(2, index.flatten(2)).view_as(slot_known)
-    semantic_known, slot_known = semantic_known & ~gone, slot_known & ~gone
-
-    # Shift and blocks by gathering rows and columns; what comes in from outside repeats the border.
-    h, w = semantic.shape[-2:]
-    reach = 2 * loss.corruption_shift + 1
-    shift = (draws.history[..., 2:4] * reach).long() - loss.corruption_shift  # (B, T, 2)
-    shift = shift * corrupted[..., None]
-    block = 1 + (draws.history[..., 4:] * loss.corruption_coarse).long()     # (B, T, 1)
-    block = torch.where(corrupted[..., None], block, 1)
-    y, x = ((torch.arange(n, device=semantic.device) // block) * block + block // 2 for n in (h, w))
-    y = (y + shift[..., :1]).clamp(0, h - 1)                                 # (B, T, h)
-    x = (x + shift[..., 1:]).clamp(0, w - 1)                                 # (B, T, w)
-    flat = (y[..., :, None] * w + x[..., None, :]).flatten(2)
-    return [m.flatten(2).gather(2, flat).view_as(m) for m in (semantic, slot, semantic_known, slot_known)]
-    # fmt: on
-
-
-def training_loss(model: torch.nn.Module, config, loss: LossConfig, batch: dict[str, Tensor], draws: Draws):
-    """The loss of a batch of clips.
+def training_loss(
+    model: torch.nn.Module, config, loss: LossConfig, batch: dict[str, Tensor], draws: Draws, step: int = 0
+):
+    """The loss of a batch of clips, the history as it is to be seen.
 
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
     (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
-    (B, T + 1, h, w), the current frame last.
+    (B, T + 1, h, w), the current frame last. step: of the training, by which loss_stride takes its turns.
     Returns the loss, a scalar: the mean over samples and codes of the weighted cross-entropy of known pixels; and its
     detached parts, {"semantic", "instance"}.
     """
@@ -186,7 +141,6 @@ def training_loss(model: torch.nn.Module, config, loss: LossConfig, batch: dict[
 
     # History: the masks before it
     past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
-    past = corrupt_history(past[2], past[3], past[:2], draws, loss)
     history = unwrapped(model).history_bits(*past)                           # (B, T bits, h, w)
 
     # fmt: on
@@ -195,10 +149,16 @@ def training_loss(model: torch.nn.Module, config, loss: LossConfig, batch: dict[
     realign = None
     if loss.self_aligned_rate > 0:
         realign = (draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t, draws.noise_next)
-    output = model(batch["image"], x, t, history, self_condition, realign)
+    grid = None
+    if loss.loss_stride > 1:
+        grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
+    output = model(batch["image"], x, t, history, self_condition, realign, grid)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
+    if grid is not None:
+        stride, top, left = grid
+        *now, weight, x0 = (m[..., top::stride, left::stride] for m in (*now, weight, x0))
     if config.loss == "mse":
         semantic_error, slot_error = (
             (output - x0).square().div(config.scale**2).split([config.code_bits[0], sum(config.code_bits[1:])], dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits, number_of_slots
 from model.encoder import BACKBONES, Features, ImageEncoder
 from model.schedule import add_noise
-from model.unet import Condition, TransUNet
+from model.unet import Condition, Grid, TransUNet
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
 
@@ -181,13 +181,16 @@ class Pix2SeqD(nn.Module):
         """history: analog bits (B, T * bits, h, w), oldest first, all zeros where absent."""
         return self.denoiser.condition(features, history)
 
-    def predict(self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None) -> Tensor:
-        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): float32 (B, codes or bits, h, w)."""
+    def predict(
+        self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:
+        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): float32 (B, codes or bits, h, w), or
+        only the part of it on a grid of rows and columns."""
         if self.config.normalize_input:
             x = x / x.float().std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3).to(x.dtype)
         if self.config.self_conditioning and x0_previous is None:
             x0_previous = torch.zeros_like(x)
-        return self.denoiser(x, t, condition, x0_previous).float()
+        return self.denoiser(x, t, condition, x0_previous, grid).float()
 
     def forward(
         self,
@@ -197,12 +200,14 @@ class Pix2SeqD(nn.Module):
         history: Tensor,
         self_condition: Tensor | None = None,
         realign: tuple[Tensor, Tensor, Tensor] | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """The training path, whole: encode, condition, predict.
 
         self_condition: bool (B,), which samples are given their own first estimate (Bit Diffusion, section 2.3).
         realign: bool (B,), times (B,), noise (B, bits, h, w): which samples are denoised from their own estimate,
         noised again to an earlier time (self-aligned denoising; DDP, arXiv 2303.17559, section 3.3).
+        grid: answer only for these rows and columns.
         """
         condition = self.condition(self.encode(image, x.shape[-2:]), history)
         if realign is not None:
@@ -216,7 +221,7 @@ class Pix2SeqD(nn.Module):
             with torch.no_grad():
                 x0_previous = self.estimate(self.predict(x, t, condition))
             x0_previous = x0_previous * self_condition[:, None, None, None]
-        return self.predict(x, t, condition, x0_previous)
+        return self.predict(x, t, condition, x0_previous, grid)
 
     def estimate(self, output: Tensor) -> Tensor:
         """The network's output -> the estimate of x0, analog bits (B, bits, h, w) in [-b, +b]."""

@@ -350,7 +350,7 @@ def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches
         sync = piece == config.accumulate - 1
         with torch.enable_grad(), _no_sync(accelerator, wrapped, not sync):
             with accelerator.autocast():
-                loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws)
+                loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws, run.step)
             accelerator.backward(loss / config.accumulate)
         if "skipped" in batch:  # files that could not be read: a count over all slices and processes
             parts["skipped_files"] = batch["skipped"].sum() * (config.accumulate * accelerator.num_processes)

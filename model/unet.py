@@ -33,6 +33,9 @@ class Condition(NamedTuple):
     cross: list[tuple[Tensor, Tensor]]
 
 
+Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this row and this column on
+
+
 class TransUNet(nn.Module):
     def __init__(
         self,
@@ -90,9 +93,11 @@ class TransUNet(nn.Module):
         first = self.conv_condition(torch.cat([features.map, history], dim=1))
         return Condition(first, [layer.cross.keys_values(features.tokens) for layer in self.transformer])
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:
         """x: noisy bits (B, bits, h, w); t: (B,) in [0, 1]; x0_previous: the estimate of the step before, for
-        self-conditioning. Returns (B, out_channels, h, w)."""
+        self-conditioning. Returns (B, out_channels, h, w), or its rows and columns on the grid."""
         # fmt: off
         if x0_previous is not None:
             x = torch.cat([x, x0_previous], dim=1)
@@ -122,6 +127,20 @@ class TransUNet(nn.Module):
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = blocks[0](torch.cat([x, skip], dim=1), time)
             x = blocks[1](x, time)
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.patch)                                 # (B, out_channels, h, w) in mask pixels
+        x = F.silu(self.norm_out(x))
+        if grid is not None:
+            return self._answer_on(x, grid)
+        return F.pixel_shuffle(self.conv_out(x), self.patch)                  # (B, out_channels, h, w) in mask pixels
         # fmt: on
+
+    def _answer_on(self, x: Tensor, grid: Grid) -> Tensor:
+        """The last convolution where its answer is wanted. Raises ValueError for a stride that does not fit."""
+        stride, top, left = grid
+        weight, bias = self.conv_out.weight, self.conv_out.bias
+        if self.patch == 1:
+            return F.conv2d(F.pad(x, (1, 1, 1, 1))[..., top:, left:], weight, bias, stride)
+        if self.patch % stride:
+            raise ValueError(f"a stride of {stride} does not divide the patch {self.patch}")
+        places = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
+        places = places[:, top::stride, left::stride].flatten()
+        return F.pixel_shuffle(F.conv2d(x, weight[places], bias[places], padding=1), self.patch // stride)

@@ -7,8 +7,9 @@ from painted import FORMAT, NO_COLOR, Painted, same
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from data.clips import Augmentation, ClipFormat, Clips, assign_slots, content_size
-from data.labels import CAR, PERSON, VOID
+from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig, content_size
+from data.history import SIZES, assign_slots, corrupt, slot_places
+from data.labels import CAR, PERSON, VOID, DataError
 from data.transforms import Motion, View, view_image, view_labels, view_moved
 
 
@@ -233,3 +234,92 @@ def test_still_images_get_a_history_with_the_same_instances():
             overlaps.append(((a & b).sum() / (a | b).sum()).item())
             assert set(sample["semantic"][1][a].tolist()) <= set(sample["semantic"][2][b].tolist())
     assert 0.3 < np.mean(overlaps) < 0.98  # moved, and not far
+
+
+# History and slots ---------------------------------------------------------------------------------------------------
+
+
+def scene_with_cars():
+    """Three masks of two cars and a person that move to the right."""
+    semantic, instance = np.zeros((3, 24, 48), np.uint8), np.zeros((3, 24, 48), np.int32)
+    for t in range(3):
+        for cls, track, top, left, size in ((CAR, 7, 4, 3, 9), (CAR, 8, 10, 20, 5), (PERSON, 7, 12, 36, 4)):
+            where = (t, slice(top, top + size), slice(left + t, left + t + size))
+            semantic[where], instance[where] = cls, track
+    return semantic, instance
+
+
+def test_a_corrupted_history_lacks_instances_and_is_shifted_in_blocks():
+    def corrupted(seed=0, **values):
+        semantic, instance = scene_with_cars()
+        corrupt(semantic, instance, HistoryConfig(**({"history_dropout": 0.0} | values)), np.random.default_rng(seed))
+        return semantic, instance
+
+    semantic, instance = scene_with_cars()
+    assert all(np.array_equal(a, b) for a, b in zip(corrupted(), (semantic, instance), strict=True))
+
+    gone, ids = corrupted(history_corruption=1.0, corruption_drop=1.0, corruption_shift=0)
+    assert not ids.any() and np.array_equal(gone == VOID, instance > 0) and not gone[instance == 0].any()
+
+    shifts = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
+    found = set()
+    for seed in range(40):
+        _, ids = corrupted(seed, history_corruption=1.0, corruption_drop=0.0, corruption_shift=3)
+        for t in range(3):  # away from the border it is the same mask at another place
+            inner = ids[t, 3:-3, 3:-3]
+            matches = [(y, x) for y, x in shifts if np.array_equal(inner, instance[t, 3 + y : 21 + y, 3 + x : 45 + x])]
+            assert matches
+            found |= set(matches)
+    assert len(found) > 30  # of 49
+
+    blocks = [corrupted(seed, history_corruption=1.0, corruption_drop=0.0, corruption_shift=0, corruption_coarse=4)
+              for seed in range(9)]  # fmt: skip
+    assert any(not np.array_equal(ids, instance) for _, ids in blocks)
+
+    for values in ({"history_absent": 1.0}, {"history_dropout": 1.0}):
+        nothing, ids = corrupted(**values)
+        assert (nothing == VOID).all() and not ids.any()
+    kept = [(corrupted(seed, history_dropout=0.5)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
+    np.testing.assert_allclose(np.mean(kept, axis=0), 0.5, atol=0.12)
+    assert {tuple(k) for k in kept} == {(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)}
+
+
+@pytest.mark.parametrize(
+    "values", [{"history_dropout": 5.0}, {"corruption_shift": -3}, {"corruption_coarse": 0}, {"history_absent": -0.1}]
+)
+def test_histories_that_cannot_be_are_refused(values):
+    with pytest.raises(DataError):
+        HistoryConfig(**values)
+
+
+def test_each_place_and_size_has_its_slots():
+    for slots in (3, 32, 256):
+        places = slot_places(slots)
+        assert places.shape == (slots - 1, 2) and len(np.unique(places, axis=0)) == slots - 1
+        assert ((places[:, 0] > 0) & (places[:, 0] < 1)).all()
+
+
+def test_by_position_new_instances_take_the_nearest_free_slot():
+    semantic, instance = scene_with_cars()
+    alone, _ = assign_slots(semantic[2:], instance[2:], 32, np.random.default_rng(0), "position")
+    again, _ = assign_slots(semantic[2:], instance[2:], 32, np.random.default_rng(1), "position")
+    np.testing.assert_array_equal(alone, again)  # nothing is drawn
+    places = slot_places(32)
+    for cls, track in ((CAR, 7), (CAR, 8), (PERSON, 7)):
+        mine = (semantic[2] == cls) & (instance[2] == track)
+        x, size = places[alone[0][mine][0] - 1]
+        height = np.ptp(np.nonzero(mine)[0]) + 1
+        assert abs(x - (np.nonzero(mine)[1].mean() + 0.5) / 48) < 0.11
+        assert size == np.digitize(height / 24, SIZES)
+
+    # Whom the history shows draws its slot; who is new keeps to its place, unless that is taken.
+    hidden = (semantic[:2] == PERSON) & (instance[:2] == 7)
+    semantic[:2][hidden], instance[:2][hidden] = 0, 0
+    home = int(alone[0][(semantic[2] == PERSON) & (instance[2] == 7)][0])
+    cars, persons = set(), []
+    for seed in range(60):
+        slot, _ = assign_slots(semantic, instance, 32, np.random.default_rng(seed), "position")
+        cars |= {int(slot[0][(semantic[0] == CAR) & (instance[0] == 7)][0])}
+        persons.append(int(slot[2][(semantic[2] == PERSON) & (instance[2] == 7)][0]))
+    assert len(cars) > 20
+    assert np.mean(np.array(persons) == home) > 0.8 and set(persons) <= {home - 1, home, home + 1}

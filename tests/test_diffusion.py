@@ -17,7 +17,7 @@ from model.bits import (
     labels_to_bits,
     labels_to_codes,
 )
-from model.diffusion import LossConfig, corrupt_history, ddim, ddpm, draw, pixel_weights, seeded, training_loss
+from model.diffusion import LossConfig, ddim, ddpm, draw, pixel_weights, seeded, training_loss
 from model.schedule import add_noise, gamma, sampling_times
 from model.training import to_device
 
@@ -190,7 +190,7 @@ def test_a_batch_of_four_is_learnt(changes):
     model = Pix2SeqD(config)
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(4)]), torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    loss_config = LossConfig(history_dropout=0.0)
+    loss_config = LossConfig()
     recent = []
     for step in range(500):
         draws = draw(0, range(4 * step, 4 * step + 4), model, config.mask_size, "cpu", False)
@@ -238,42 +238,45 @@ def test_configurations_that_cannot_be_are_refused(changes):
 
 
 @pytest.mark.parametrize(
-    "values", [{"history_dropout": 5.0}, {"corruption_shift": -3}, {"time_power": 0.0}, {"corruption_coarse": 0}]
+    "values", [{"self_aligned_rate": 5.0}, {"time_power": 0.0}, {"instance_weight": -1.0}, {"loss_stride": 0}]
 )
 def test_losses_that_cannot_be_are_refused(values):
     with pytest.raises(ConfigError):
         LossConfig(**values)
 
 
-def test_a_corrupted_history_lacks_instances_and_is_shifted_in_blocks():
-    clip = scene(3)
-    maps = [clip[k][None, :-1] for k in ("semantic", "instance", "semantic_known", "instance_known")]
-    draws = draw(0, [0], Pix2SeqD(CONFIG), CONFIG.mask_size, "cpu", False)
-    whole = LossConfig(history_dropout=0.0)
-    same = corrupt_history(maps[2], maps[3], maps[:2], draws, whole)
-    assert all(torch.equal(a, b) for a, b in zip(same, maps, strict=True))
-
-    gone = dataclasses.replace(whole, history_corruption=1.0, corruption_drop=1.0, corruption_shift=0)
-    _, slot, _, slot_known = corrupt_history(maps[2], maps[3], maps[:2], draws, gone)
-    assert not (slot_known & (slot > 0)).any() and slot_known[maps[1] == 0].all()
-
-    moved = dataclasses.replace(whole, history_corruption=1.0, corruption_drop=0.0, corruption_shift=3)
-    shifted = corrupt_history(maps[2], maps[3], maps[:2], draws, moved)[1]
-    shifts = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
-    for t in range(shifted.shape[1]):  # away from the border it is the same mask at another place
-        inner = shifted[0, t, 3:-3, 3:-3]
-        h, w = maps[1].shape[-2:]
-        assert any(torch.equal(inner, maps[1][0, t, 3 + y : h - 3 + y, 3 + x : w - 3 + x]) for y, x in shifts)
-
-    blocks = dataclasses.replace(moved, corruption_shift=0, corruption_coarse=6)
-    coarse = corrupt_history(maps[2], maps[3], maps[:2], draws, blocks)[1]
-    assert not torch.equal(coarse, maps[1])
-
-    none = corrupt_history(maps[2], maps[3], maps[:2], draws, dataclasses.replace(whole, history_absent=1.0))
-    assert not none[2].any() and not none[3].any()
-
-
 def test_noise_at_time_zero_and_one():
     x0, noise = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
     assert torch.allclose(add_noise(x0, noise, torch.zeros(1)), x0, atol=2e-3)
     assert torch.allclose(add_noise(x0, noise, torch.ones(1)), noise, atol=2e-3)
+
+
+@pytest.mark.parametrize(("changes", "stride"), [({}, 2), ({"patch": 4}, 2), ({"patch": 2}, 2), ({"loss": "mse"}, 3)])
+def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
+    """All phases of the grid together are the whole answer; their losses average to the whole loss."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, **changes)
+    model = Pix2SeqD(config).eval()
+    torch.nn.init.normal_(model.denoiser.conv_out.weight, std=0.1)
+    batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
+    draws = draw(0, range(2), model, config.mask_size, "cpu", False)
+    with torch.no_grad():
+        condition = model.condition(model.encode(batch["image"]), torch.zeros(2, 2 * config.bits, *config.mask_size))
+        whole = model.predict(draws.noise, draws.t, condition)
+        for top in range(stride):
+            for left in range(stride):
+                part = model.predict(draws.noise, draws.t, condition, grid=(stride, top, left))
+                torch.testing.assert_close(part, whole[..., top::stride, left::stride])
+        parts = [
+            training_loss(model, config, LossConfig(instance_weight=0.0, loss_stride=stride), batch, draws, step)[0]
+            for step in range(stride**2)
+        ]
+        full, _ = training_loss(model, config, LossConfig(instance_weight=0.0), batch, draws)
+    assert len({float(p) for p in parts}) == stride**2
+    assert torch.stack(parts).mean().item() == pytest.approx(full.item(), rel=0.1)
+
+
+def test_a_stride_that_does_not_fit_is_refused():
+    model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4))
+    with pytest.raises(ValueError, match="does not divide"):
+        model.denoiser._answer_on(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0))

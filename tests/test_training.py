@@ -30,7 +30,7 @@ SETTINGS = {
     "steps": 7, "batch_size": 4, "save_every": 3, "warmup": 2, "lr": 1e-3, "ema_decay": 0.9, "num_workers": 0,
     "validate_every": 0, "keep": 0,
 }  # fmt: skip
-LOSS = LossConfig(history_corruption=0.5)
+LOSS = LossConfig()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,154 @@
+"""The history of a clip as a stream would have it: past masks dropped or damaged, and which slot each instance has.
+
+In training the history is the truth's; at inference it is the model's own, with errors. So that one is learnt from the
+other, past masks are left out, shifted, coarsened, and lack instances. All of it in NumPy, in the loader's processes,
+from the generator of the sample.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.labels import VOID, DataError
+from data.transforms import IS_THING
+
+
+def _flag(default, text: str, **metadata):
+    return field(default=default, metadata={"group": "history", "help": text, **metadata})
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """What training makes of the history. Raises DataError for values outside their range."""
+
+    history_dropout: float = _flag(0.2, "probability that a history mask is dropped")
+    history_absent: float = _flag(0.0, "probability that a clip has no history at all, as a first frame")
+    history_corruption: float = _flag(0.0, "probability that a history mask is corrupted")
+    corruption_shift: int = _flag(2, "largest shift of a corrupted mask, in mask pixels")
+    corruption_coarse: int = _flag(1, "largest block, in mask pixels, that a corrupted mask is blurred to")
+    corruption_drop: float = _flag(0.2, "share of instances missing in a corrupted mask")
+    slot_order: str = _flag(
+        "random",
+        "slots of instances that the history does not show: drawn, as published; or by position and size",
+        choices=("random", "position"),
+    )
+
+    def __post_init__(self):
+        for name in ("history_dropout", "history_absent", "history_corruption", "corruption_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
+        if self.corruption_shift < 0 or self.corruption_coarse < 1:
+            raise DataError("corruption_shift must be 0 or more, and corruption_coarse 1 or more")
+
+
+def corrupt(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, generator: np.random.Generator) -> None:
+    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w)."""
+    absent = generator.random() < config.history_absent
+    for t in range(len(semantic)):
+        dropped, corrupted, *where = generator.random(5)
+        rng = np.random.default_rng(generator.integers(2**63))  # so that one mask's fate does not change the others'
+        if absent or dropped < config.history_dropout:
+            semantic[t], instance[t] = VOID, 0
+        elif corrupted < config.history_corruption:
+            ids = np.unique(instance[t])
+            missing = ids[(ids > 0) & (rng.random(ids.size) < config.corruption_drop)]
+            gone = np.isin(instance[t], missing) & IS_THING[semantic[t]]
+            semantic[t][gone], instance[t][gone] = VOID, 0
+            index = np.ix_(*_shifted(semantic.shape[1:], config, where))
+            semantic[t], instance[t] = semantic[t][index], instance[t][index]
+
+
+def _shifted(size: tuple[int, int], config: HistoryConfig, draws: list[float]) -> list[np.ndarray]:
+    """The rows and columns that a mask of `size`, shifted and in blocks, is taken from; its border repeats."""
+    block = 1 + int(draws[2] * config.corruption_coarse)
+    shifts = [int(draw * (2 * config.corruption_shift + 1)) - config.corruption_shift for draw in draws[:2]]
+    return [
+        np.clip(np.arange(n) // block * block + block // 2 + shift, 0, n - 1)
+        for n, shift in zip(size, shifts, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slots
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def slot_type(slots: int) -> type[np.integer]:
+    """The smallest integer type of torch and NumPy for slots 0..slots-1; 65,536 (two bytes of an id) need 32 bits."""
+    return np.uint8 if slots <= 256 else np.int16 if slots <= 2**15 else np.int32
+
+
+def assign_slots(
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    slots: int,
+    generator: np.random.Generator | None,
+    order: str = "random",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
+
+    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
+    order of class and id where the generator is None. With the order "position" only instances that the history shows
+    draw theirs; the others take the free slot whose place is nearest to theirs (see `slot_places`), the larger first.
+    Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
+    stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
+    """
+    slot = np.zeros(semantic.size, slot_type(slots))
+    thing = np.flatnonzero(IS_THING[semantic])
+    no_slot = np.zeros(semantic.size, bool)
+    ids = instance.ravel()[thing].astype(np.int64)
+    no_slot[thing[ids == 0]] = True
+    thing, ids = thing[ids > 0], ids[ids > 0]
+    key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
+    keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
+    taken = np.argsort(-area, kind="stable")[: slots - 1]
+    table = np.zeros(keys.size, slot.dtype)
+    if generator is None:
+        table[np.sort(taken)] = np.arange(1, taken.size + 1)
+    else:
+        table[np.sort(taken)] = 1 + generator.choice(slots - 1, taken.size, replace=False)
+        if order == "position":
+            _place(table, taken, index, thing, semantic.shape, slots)
+    slot[thing] = table[index]
+    no_slot[thing[slot[thing] == 0]] = True
+    return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)
+
+
+def slot_places(slots: int) -> np.ndarray:
+    """Where the slots 1..slots-1 are at home: (slots - 1, 2) of x in 0..1 and of the size 0 small, 1 medium, 2 large.
+
+    Half of the slots are for small instances, a third for medium, the rest for large ones, each from left to right:
+    instances told apart by place and size, as in SOLO (arXiv 1912.04488, section 3.1).
+    """
+    count = slots - 1
+    large, medium = count // 6, count // 3
+    sizes = (count - medium - large, medium, large)
+    return np.concatenate([np.stack([(np.arange(n) + 0.5) / max(n, 1), np.full(n, s)], 1) for s, n in enumerate(sizes)])
+
+
+SIZES = (1 / 6, 1 / 3)  # of the mask's height: where medium and large begin
+SIZE_DISTANCE = 0.25  # how far a size is from the next, in widths of the mask
+
+
+def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
+    """Move instances that only the last mask shows to the free slots nearest to their place.
+
+    table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
+    position of each of the pixels.
+    """
+    frame, y, x = np.unravel_index(thing, shape)
+    held = np.bincount(index[frame < shape[0] - 1], minlength=table.size) > 0
+    new = taken[~held[taken]]
+    free = np.ones(slots - 1, bool)
+    free[table[taken[held[taken]]].astype(np.intp) - 1] = False
+    pixels = np.bincount(index, minlength=table.size)
+    centre = np.bincount(index, (x + 0.5) / shape[2], minlength=table.size) / np.maximum(pixels, 1)
+    top, bottom = np.full(table.size, shape[1]), np.full(table.size, -1)
+    np.minimum.at(top, index, y)
+    np.maximum.at(bottom, index, y)
+    size = np.digitize((bottom + 1 - top) / shape[1], SIZES)
+    places = slot_places(slots)
+    for n in new:
+        distance = np.abs(places[:, 0] - centre[n]) + SIZE_DISTANCE * np.abs(places[:, 1] - size[n])
+        best = int(np.argmin(np.where(free, distance, np.inf)))
+        table[n], free[best] = best + 1, False
