@@ -8,7 +8,8 @@
 Input: a folder of images, a folder of such folders (one video each), images named
 <sequence>_<frame>_leftImg8bit.png (grouped by sequence), or a video file. Output, in the frames' size: RGB PNGs named
 <sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id), tracks.jsonl with a
-line a frame, and <sequence>_overlay.gif. Started again on a half-done folder it goes on where it stopped.
+line a frame, and <sequence>_overlay.gif. Started again on a half-done folder it goes on where it stopped. Several
+processes (torchrun --nproc_per_node 8 inference.py) share the videos.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ import cli
 
 with cli.imports():
     import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
     from tqdm import tqdm
 
     from data.inputs import Sequence, find_sequences
@@ -78,29 +81,47 @@ def main() -> int:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(f"{bad[0]}{more}; --skip_bad_files does the others")
     check_given(sequences, args.output_folder, args.use_frames_before)
-    predictor = load(args, sampling)
+    processes = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    predictor = load(args, sampling, processes)
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
 
-    # Videos, a few side by side
+    # Videos, shared by the processes, a few side by side in each
     flags = {
         name: getattr(args, name) for group in ("sampling", "history") for name in (o.name for o in OPTIONS[group])
     }
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
-    note_run(args.output_folder, args.input_folder, args.checkpoint)
-    total = sum(len(s.frames) for s in sequences) if all(s.frames is not None for s in sequences) else None
-    with tqdm(total=total, unit="frame", disable=args.quiet, dynamic_ncols=True) as bar:
-        jobs = [Job(s, number, args, run, bar) for number, s in enumerate(sequences)]
+    if processes.is_main_process:
+        note_run(args.output_folder, args.input_folder, args.checkpoint)
+    mine = share(sequences, processes.process_index, processes.num_processes)
+    total = sum(len(sequences[n].frames) for n in mine) if all(sequences[n].frames is not None for n in mine) else None
+    quiet = args.quiet or not processes.is_main_process
+    with tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar:
+        jobs = [Job(sequences[number], number, args, run, bar) for number in mine]
         predict(predictor, jobs, args.batch_videos)
     failures = [failure for job in jobs for failure in job.failures]
-    merge_tracks(args.output_folder, [s.name for s in sequences])
+    if processes.num_processes > 1:
+        failures = gather_object(failures)  # waits for all
+    if processes.is_main_process:
+        merge_tracks(args.output_folder, [s.name for s in sequences])
+    processes.destroy_process_group()
 
-    if failures:
+    if failures and processes.is_main_process:
         print(f"inference.py: {len(failures)} frames could not be read and have no prediction:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
-        return 1
-    return 0
+    return 1 if failures else 0
+
+
+def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
+    """The numbers of the videos that fall to a process: the longest first, each to who has least to do."""
+    lengths = [len(s.frames) if s.frames is not None else 1_000_000 for s in sequences]
+    shares, frames = [[] for _ in range(processes)], [0] * processes
+    for number in sorted(range(len(sequences)), key=lambda n: (-lengths[n], n)):
+        least = frames.index(min(frames))
+        shares[least].append(number)
+        frames[least] += lengths[number]
+    return sorted(shares[process])
 
 
 def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
@@ -110,18 +131,17 @@ def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
             raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
 
 
-def load(args, sampling: StreamConfig) -> VideoPredictor:
-    """The predictor of the checkpoint; where there is none, say which there are."""
+def load(args, sampling: StreamConfig, processes: PartialState) -> VideoPredictor:
+    """The predictor of the checkpoint, on this process's device; where there is none, say which there are."""
     if not args.checkpoint.exists():
         hint = f"; the demo's weights are {DEMO_WEIGHTS}" if DEMO_WEIGHTS.exists() else ""
         raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or name one by --checkpoint{hint}")
-    device = None if args.device == "auto" else args.device
-    if device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
     predictor = VideoPredictor.from_checkpoint(
         args.checkpoint,
         config=sampling,
-        device=device,
+        device=processes.device,
         mixed_precision=args.mixed_precision,
         image_size=args.image_size,
     )

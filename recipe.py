@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available, set_seed
 
 import cli
 from data import render
@@ -33,6 +33,8 @@ from model.encoder import load_backbone
 from model.streaming import config_of, precision, scaled_sizes
 from model.training import TrainingConfig, fit
 
+TRACKERS = ("tensorboard", "wandb")
+TRACKING = "pix2seq_d"  # folder of TensorBoard's files in the results folder, and project at Weights & Biases
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 CONFIGS = (ModelConfig, TrainingConfig, LossConfig, HistoryConfig, Augmentation)
 
@@ -47,6 +49,9 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
             cli.Option("backbone_weights", None, "coco, imagenet, none or a file (default: coco; tiny: none)"),
             cli.Option("dry_run", False, "print the resolved configuration and stop"),
             cli.Option("quiet", False, "no progress bar"),
+            cli.Option(
+                "log_with", None, "also log to these, where installed", nargs="+", choices=("tensorboard", "wandb")
+            ),
         ],
         "data": [
             cli.Option("dataset", dataset, "one or several data sets", choices=tuple(DATASETS)),
@@ -113,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[
         precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
     ]
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=folder)
     say = accelerator.print
     set_seed(training.seed)
 
@@ -145,18 +150,21 @@ def run(args: argparse.Namespace) -> None:
     validate, picture = None, None
     if args.validate_videos:
         held_out = HeldOut(open_sources(args, model_config, "val")[0], args, folder, accelerator)
-        validate, picture = held_out.validate, held_out.picture  # called in the main process; the others wait for it
+        validate, picture = held_out.validate, held_out.picture
 
     # Fit
     if accelerator.is_main_process:
         write_json(folder / "config.json", describe(args, model_config, *args.configs[1:]))
+    if args.log_with:
+        flat = {f"{type(c).__name__}.{k}": v for c in args.configs for k, v in dataclasses.asdict(c).items()}
+        accelerator.init_trackers(TRACKING, {k: v if isinstance(v, int | float) else str(v) for k, v in flat.items()})
     extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
     try:
         fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet, picture)
     except FloatingPointError as error:
         cli.fail(str(error), status=1)
     finally:
-        if accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
 
 
@@ -171,6 +179,10 @@ def check(args: argparse.Namespace) -> None:
         raise cli.UsageError(f"{len(args.dataset)} data sets need as many --data_root, not {len(args.data_root)}")
     if args.validate_videos < 0 or args.validate_frames < 1 or args.streets_videos < 1:
         raise cli.UsageError("--validate_videos must be 0 or more, --validate_frames and --streets_videos 1 or more")
+    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for name in args.log_with or ():
+        if not installed[name]():
+            raise cli.UsageError(f"--log_with {name}: it is not installed; pip install {name}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
 
@@ -272,16 +284,20 @@ class HeldOut:
         self.skip_bad_files = args.skip_bad_files
 
     def validate(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
-        """STQ, AQ, SQ (None for single images), PQ and mIoU."""
+        """STQ, AQ, SQ (None for single images), PQ and mIoU. The processes share the videos; each gets the figures."""
         evaluation = Evaluation(tracked=self.source.tracked, class_names=CLASS_NAMES)
-        for number in range(len(self.videos)):
+        for number in range(self.accelerator.process_index, len(self.videos), self.accelerator.num_processes):
             for sequence, _, truth, answer in self._predicted(model, number, None):
                 evaluation.update(truth, (answer.semantic, answer.track), sequence)
+        if self.accelerator.num_processes > 1:
+            evaluation, *others = gather_object([evaluation])
+            for other in others:
+                evaluation.merge(other)
         result = evaluation.result()
         figures = {k: result["stq"][k] for k in ("STQ", "AQ", "SQ")}
         return figures | {"PQ": result["pq"]["All"]["PQ"], "mIoU": result["miou"]["mIoU"]}
 
-    def picture(self, model: Pix2SeqD, number: int) -> None:
+    def picture(self, model: Pix2SeqD, number: int, step: int) -> None:
         """sample-<number>.png: input, truth and prediction of a frame of a few videos, a row each."""
         rows = []
         for video in range(min(len(self.videos), PICTURE_VIDEOS)):
@@ -289,9 +305,14 @@ class HeldOut:
                 _, image, truth, answer = frames[-1]
                 rows.append([image, render.draw_panoptic(*truth), render.draw_panoptic(answer.semantic, answer.track)])
         rows = [row for row in rows if row[0].shape == rows[0][0].shape]  # a strip is of one size
+        if not rows:
+            return
+        picture = render.strip(rows)
         with contextlib.suppress(OSError):
-            if rows:
-                write_image(self.folder / f"sample-{number}.png", render.strip(rows))
+            write_image(self.folder / f"sample-{number}.png", picture)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"input, truth, prediction": picture[None]}, step=step, **layout)
 
     def _predicted(self, model: Pix2SeqD, number: int, frames: int | None):
         """(sequence, image, truth, answer) of the first frames of one video, up to one that cannot be read."""

@@ -118,7 +118,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
 
 Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
-Picture = Callable[[Pix2SeqD, int], None]
+Picture = Callable[[Pix2SeqD, int, int], None]
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._write(number if rest == 0 else None)
             if rest == 0 and self.picture:
-                self.picture(self.ema.ema_model, number)
+                self.picture(self.ema.ema_model, number, self.step)
         if rest == 0 and self.picture:
             self.accelerator.wait_for_everyone()
 
@@ -198,10 +198,8 @@ class Run:
             self.saved = self.step
 
     def validated(self) -> dict[str, Any]:
-        """The figures of a validation of the averaged weights, in the main process; the others wait for it."""
-        figures = self.validate(self.ema.ema_model, self.step) if self.accelerator.is_main_process else {}
-        self.accelerator.wait_for_everyone()
-        return figures
+        """The figures of a validation of the averaged weights, for which all processes work together."""
+        return self.validate(self.ema.ema_model, self.step)
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -225,7 +223,8 @@ def fit(
 
     samples: item n is the n-th training sample (see data/mixture.py), the same for the same n always; resume: a
     training checkpoint to go on from; validate: called with the averaged model every `validate_every` steps and at
-    the end, in the main process, gives figures for the log; picture: called with it and N after each model-<N>.pt;
+    the end, in every process, gives figures for the log; picture: called with it, N and the step after each
+    model-<N>.pt;
     extra: plain values that go into each checkpoint. Returns the number of steps done. Raises FloatingPointError after
     `max_nonfinite` steps in a row without a finite loss and gradient. An error ends the run with the last whole step
     saved.
@@ -318,6 +317,8 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         finally:  # a step that is saved is logged, whatever becomes of its validation
             if log is not None:
                 log.write(**entry)
+            if accelerator.trackers:
+                accelerator.log({k: v for k, v in entry.items() if v is not None and k != "step"}, run.step)
         bar.set_postfix(loss=f"{values['loss']:.3f}", samples_s=f"{config.batch_size / seconds:.1f}", **_short(figures))
         bar.update()
 

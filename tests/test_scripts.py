@@ -199,6 +199,26 @@ def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path):
     assert stored["tracked"] == [11, 13] and len(stored["classes"]) == 19 and stored["training"]["step"] == 4
 
 
+def test_a_run_is_logged_to_trackers_too(capfd, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path / "run"
+    flags = (*FLAGS, *STREETS, "--save_every", 2, "--validate_every", 2, "--results_folder", folder)
+    result = call(capfd, "train", *flags, "--steps", 3, "--log_with", "tensorboard")
+    assert result.status == 0, result.err
+    events = accumulator.EventAccumulator(str(folder / "pix2seq_d")).Reload()
+    log = log_of(folder)
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in log])
+    assert [e.step for e in events.Scalars("STQ")] == [2, 3]
+    assert [e.step for e in events.Images("input, truth, prediction")] == [2]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("recipe.is_wandb_available", lambda: False)
+    result = call(capfd, "train", *FLAGS, *STREETS, "--results_folder", tmp_path / "run", "--log_with", "wandb")
+    assert result.status == 2 and result.err.strip().endswith("pip install wandb") and not (tmp_path / "run").exists()
+
+
 def test_training_goes_on_without_bad_files_and_counts_them(capfd, tmp_path, kitti):
     folder = tmp_path / "run"
     for split, number in (("train", 0), ("train", 1), ("val", 1)):
@@ -257,3 +277,40 @@ def test_two_processes_by_torchrun_and_a_group_that_is_told_to_stop(tmp_path):
     stored = checkpoints.load(folder / "model-latest.pt")
     step = stored["training"]["step"]
     assert 2 <= step < 400 and [e["step"] for e in log_of(folder)] == list(range(1, step + 1))
+
+
+def test_two_processes_share_validation_and_inference(capfd, tmp_path):
+    """Figures and files are those of one process."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for split in ("train", "val"):
+        for sequence, frames in (("000000", 3), ("000001", 5), ("000002", 2)):
+            make_kitti(tmp_path / "kitti" / "video_sequence" / split, sequence=sequence, numbers=range(frames))
+    flags = [*FLAGS, "--data_root", tmp_path / "kitti", "--validate_videos", 3, "--validate_frames", 3, "--steps", 2]
+    flags += ["--mixed_precision", "no", "--device", "cpu"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call(capfd, "train", *flags, "--results_folder", one).status == 0
+    command = [*torchrun, str(ROOT / "train.py"), *map(str, flags), "--results_folder", str(two)]
+    subprocess.run(command, env=os.environ | KEEP_QUIET, check=True, capture_output=True, timeout=300)
+    last, shared = log_of(one)[-1], log_of(two)[-1]
+    for name in ("STQ", "AQ", "SQ", "mIoU"):
+        assert shared[name] == pytest.approx(last[name], abs=0.02), name
+
+    flags = ["--input_folder", tmp_path / "kitti" / "video_sequence" / "val", "--checkpoint", one / "model-latest.pt"]
+    flags += ["--first_steps", 2, "--steps", 1, "--mixed_precision", "no", "--device", "cpu", "--overlay", "none"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert call(capfd, "inference", *flags, "--output_folder", alone).status == 0
+    command = [*torchrun, str(ROOT / "inference.py"), *map(str, flags), "--output_folder", str(together)]
+    subprocess.run(command, env=os.environ | KEEP_QUIET, check=True, capture_output=True, timeout=300)
+    names = sorted(p.name for p in alone.iterdir() if p.is_file())
+    assert len(names) == 11 and names == sorted(p.name for p in together.iterdir() if p.is_file())
+    for name in names:
+        assert (alone / name).read_bytes() == (together / name).read_bytes(), name
+
+
+def test_videos_are_shared_by_length():
+    from data.inputs import Sequence
+    from inference import share
+
+    videos = [Sequence(str(n), [None] * length) for n, length in enumerate((10, 2, 3, 9, 4))]
+    assert [share(videos, n, 2) for n in range(2)] == [[0, 1, 2], [3, 4]]
+    assert [share(videos, n, 8) for n in range(8)] == [[0], [3], [4], [2], [1], [], [], []]
