@@ -6,7 +6,6 @@ STEP (Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.1185
 """
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,12 +129,10 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
     """Write an image through a temporary file and a rename, so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.part")  # one name, so that whoever is killed leaves one at most
     try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(array).save(file, format="PNG", compress_level=1)
-        os.chmod(temporary, 0o644)
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
