@@ -155,9 +155,7 @@ def run(args: argparse.Namespace) -> None:
     # Fit
     if accelerator.is_main_process:
         write_json(folder / "config.json", describe(args, model_config, *args.configs[1:]))
-    if args.log_with:
-        flat = {f"{type(c).__name__}.{k}": v for c in args.configs for k, v in dataclasses.asdict(c).items()}
-        accelerator.init_trackers(TRACKING, {k: v if isinstance(v, int | float) else str(v) for k, v in flat.items()})
+    start_trackers(accelerator, args)
     extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
     try:
         fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet, picture)
@@ -166,6 +164,12 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
+
+
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    if args.log_with:
+        flat = {f"{type(c).__name__}.{k}": v for c in args.configs for k, v in dataclasses.asdict(c).items()}
+        accelerator.init_trackers(TRACKING, {k: v if isinstance(v, int | float) else str(v) for k, v in flat.items()})
 
 
 def check(args: argparse.Namespace) -> None:
