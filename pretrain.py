@@ -30,7 +30,7 @@ RECIPES = {
         "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 2, "corruption_coarse": 6,
     },
     "small": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
-    "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
+    "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999, "recompute": True},
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ RECIPES = {
         "corruption_coarse": 6, "time_power": 2.0,
     },
     "small": {"steps": 50_000, "batch_size": 32, "lr": 3e-5, "warmup": 1_000, "ema_decay": 0.99},
-    "base": {"steps": 50_000, "batch_size": 32, "lr": 1e-5, "warmup": 1_000, "ema_decay": 0.99},
+    "base": {"steps": 50_000, "batch_size": 32, "lr": 1e-5, "warmup": 1_000, "ema_decay": 0.99, "recompute": True},
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.checkpoint import CheckpointError
-from model.layers import TransformerLayer, conv3x3, group_norm, position_encoding
+from model.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -38,6 +38,8 @@ class Features(NamedTuple):
 
 class ImageEncoder(nn.Module):
     """ResNet without its last stage, transformer layers on its stride-16 map, pyramid merged to the mask's size."""
+
+    recompute = False  # gradient checkpointing
 
     def __init__(self, backbone: str, norm: str, dim: int, depth: int, heads: int, map_channels: int):
         super().__init__()
@@ -63,7 +65,7 @@ class ImageEncoder(nn.Module):
         levels = [self.stem(x)]                                              # (B, 64, H/2, W/2)
         x = self.pool(levels[0])
         for stage in self.stages:
-            x = stage(x)
+            x = apply(stage, x, recompute=self.recompute)
             levels.append(x)                                                 # (B, C, H/4 ... H/16, ...)
 
         # Transformer encoder on the coarsest level
@@ -71,7 +73,7 @@ class ImageEncoder(nn.Module):
         tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")        # (B, N, D)
         tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device)
         for layer in self.transformer:
-            tokens = layer(tokens)
+            tokens = apply(layer, tokens, recompute=self.recompute)
         tokens = self.token_norm(tokens)
 
         # Pyramid: from coarse to fine until the mask's size is reached

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -23,6 +24,14 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
     return module
+
+
+def apply(module: nn.Module, *inputs, recompute: bool):
+    """module(*inputs); with `recompute`, in training, its activations are computed again for the gradient instead of
+    kept (gradient checkpointing, arXiv 1604.06174)."""
+    if recompute and module.training and torch.is_grad_enabled():
+        return checkpoint(module, *inputs, use_reentrant=False)
+    return module(*inputs)
 
 
 def sinusoid(position: Tensor, dim: int, max_period: float) -> Tensor:

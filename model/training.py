@@ -56,6 +56,7 @@ class TrainingConfig:
     seed: int = _field(42, "machine", "of weights, data order, augmentation and noise")
     num_workers: int = _field(2, "machine", "loader processes for each training process")
     compile: bool = _field(False, "machine", "compile the network with torch.compile")
+    recompute: bool = _field(False, "machine", "gradient checkpointing: less memory, a third more to compute")
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "save_every", "max_nonfinite"):
@@ -233,6 +234,7 @@ def fit(
     if config.freeze_backbone:
         for part in (model.encoder.stem, model.encoder.stages):
             part.requires_grad_(False)
+    model.encoder.recompute = model.denoiser.recompute = config.recompute
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     if config.compile:
         model.compile()

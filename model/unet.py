@@ -18,6 +18,7 @@ from model.layers import (
     ResidualBlock,
     TimeEmbedding,
     TransformerLayer,
+    apply,
     conv3x3,
     group_norm,
     position_encoding,
@@ -37,6 +38,8 @@ Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this ro
 
 
 class TransUNet(nn.Module):
+    recompute = False  # gradient checkpointing
+
     def __init__(
         self,
         bits: int,
@@ -108,7 +111,7 @@ class TransUNet(nn.Module):
         # Down
         skips = []
         for block, downsample in zip(self.down, self.downsample, strict=True):
-            x = block(x, time)
+            x = apply(block, x, time, recompute=self.recompute)
             skips.append(x)
             x = downsample(x)                                                 # (B, width, h/2, w/2)
 
@@ -117,7 +120,7 @@ class TransUNet(nn.Module):
         tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")         # (B, N, D)
         tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + self.time_token(time)[:, None]
         for layer, keys_values in zip(self.transformer, condition.cross, strict=True):
-            tokens = layer(tokens, keys_values)
+            tokens = apply(layer, tokens, keys_values, recompute=self.recompute)
         x = x + self.from_tokens(rearrange(tokens, "b (h w) c -> b c h w", h=h))
 
         # Up
@@ -125,8 +128,8 @@ class TransUNet(nn.Module):
             skip = skips.pop()
             if x.shape[-2:] != skip.shape[-2:]:
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
-            x = blocks[0](torch.cat([x, skip], dim=1), time)
-            x = blocks[1](x, time)
+            x = apply(blocks[0], torch.cat([x, skip], dim=1), time, recompute=self.recompute)
+            x = apply(blocks[1], x, time, recompute=self.recompute)
         x = F.silu(self.norm_out(x))
         if grid is not None:
             return self._answer_on(x, grid)

@@ -280,3 +280,24 @@ def test_a_stride_that_does_not_fit_is_refused():
     model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4))
     with pytest.raises(ValueError, match="does not divide"):
         model.denoiser._answer_on(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0))
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen_batch"])
+def test_recomputed_activations_give_the_same_gradient(norm):
+    torch.manual_seed(0)
+    model = Pix2SeqD(dataclasses.replace(CONFIG, backbone_norm=norm)).train()
+    torch.nn.init.normal_(model.denoiser.conv_out.weight, std=0.1)
+    batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
+    draws = draw(0, range(2), model, CONFIG.mask_size, "cpu", False)
+    gradients = []
+    for recompute in (False, True):
+        model.encoder.recompute = model.denoiser.recompute = recompute
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            loss, _ = training_loss(model, CONFIG, LossConfig(), batch, draws)
+        loss.backward()
+        gradients.append(([p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept)))
+        model.zero_grad()
+    (plain, much), (recomputed, little) = gradients
+    assert len(plain) == len(recomputed) and all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert little < 0.6 * much
