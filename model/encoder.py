@@ -24,6 +24,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 # name -> (block, blocks in the first three stages, channels of stem and stages)
 BACKBONES = {
     "resnet10": (torchvision.models.resnet.BasicBlock, (1, 1, 1), (64, 64, 128, 256)),
+    "resnet14": (torchvision.models.resnet.BasicBlock, (2, 2, 1), (64, 64, 128, 256)),
     "resnet18": (torchvision.models.resnet.BasicBlock, (2, 2, 2), (64, 64, 128, 256)),
     "resnet50": (torchvision.models.resnet.Bottleneck, (3, 4, 6), (64, 256, 512, 1024)),
 }

@@ -88,7 +88,9 @@ class TransUNet(nn.Module):
             self.up.append(nn.ModuleList(blocks))
             channels = width
         self.norm_out = group_norm(dim)
-        self.conv_out = zero_init(conv3x3(dim, out_channels * patch**2))
+        # Patches have room for their pixels' context in their channels; single pixels look around once more.
+        self.margin = 1 if patch == 1 else 0
+        self.conv_out = zero_init(nn.Conv2d(dim, out_channels * patch**2, 2 * self.margin + 1, padding=self.margin))
 
     def condition(self, features: Features, history: Tensor) -> Condition:
         """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
@@ -146,4 +148,4 @@ class TransUNet(nn.Module):
             raise ValueError(f"a stride of {stride} does not divide the patch {self.patch}")
         places = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
         places = places[:, top::stride, left::stride].flatten()
-        return F.pixel_shuffle(F.conv2d(x, weight[places], bias[places], padding=1), self.patch // stride)
+        return F.pixel_shuffle(F.conv2d(x, weight[places], bias[places]), self.patch // stride)

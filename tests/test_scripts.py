@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from painted import make_kitti
@@ -277,6 +278,20 @@ def test_two_processes_by_torchrun_and_a_group_that_is_told_to_stop(tmp_path):
     stored = checkpoints.load(folder / "model-latest.pt")
     step = stored["training"]["step"]
     assert 2 <= step < 400 and [e["step"] for e in log_of(folder)] == list(range(1, step + 1))
+
+    # A process that dies ends the run with a message, and the same command goes on.
+    running = subprocess.Popen(command, env=os.environ | KEEP_QUIET, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while running.poll() is None and path.read_bytes().count(b"\n") < step + 2:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=0.05)
+    workers = [p for p in psutil.Process(running.pid).children() if str(ROOT / "train.py") in p.cmdline()]
+    assert len(workers) == 2
+    workers[1].kill()
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 1 and b"SIGKILL" in errors and not any(p.is_running() for p in workers)
+    command[command.index("--steps") + 1] = str(step + 1)
+    subprocess.run(command, env=os.environ | KEEP_QUIET, check=True, capture_output=True, timeout=300)
+    assert [e["step"] for e in log_of(folder)] == list(range(1, step + 2))
 
 
 def test_two_processes_share_validation_and_inference(capfd, tmp_path):
