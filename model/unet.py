@@ -34,6 +34,7 @@ class Condition(NamedTuple):
     cross: list[tuple[Tensor, Tensor]]
 
 
+PIXEL_DIM = 32  # channels of a pixel of a patch, before the answer
 Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this row and this column on
 
 
@@ -88,9 +89,11 @@ class TransUNet(nn.Module):
             self.up.append(nn.ModuleList(blocks))
             channels = width
         self.norm_out = group_norm(dim)
-        # Patches have room for their pixels' context in their channels; single pixels look around once more.
-        self.margin = 1 if patch == 1 else 0
-        self.conv_out = zero_init(nn.Conv2d(dim, out_channels * patch**2, 2 * self.margin + 1, padding=self.margin))
+        if patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
+            self.conv_patch = conv3x3(dim, PIXEL_DIM * patch**2)
+            self.conv_out = nn.Conv2d(PIXEL_DIM, out_channels, 1)
+        else:
+            self.conv_out = zero_init(conv3x3(dim, out_channels))
 
     def condition(self, features: Features, history: Tensor) -> Condition:
         """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
@@ -132,20 +135,21 @@ class TransUNet(nn.Module):
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = apply(blocks[0], torch.cat([x, skip], dim=1), time, recompute=self.recompute)
             x = apply(blocks[1], x, time, recompute=self.recompute)
-        x = F.silu(self.norm_out(x))
-        if grid is not None:
-            return self._answer_on(x, grid)
-        return F.pixel_shuffle(self.conv_out(x), self.patch)                  # (B, out_channels, h, w) in mask pixels
+        return self._answer(F.silu(self.norm_out(x)), grid)                   # (B, out_channels, h, w) in mask pixels
         # fmt: on
 
-    def _answer_on(self, x: Tensor, grid: Grid) -> Tensor:
-        """The last convolution where its answer is wanted. Raises ValueError for a stride that does not fit."""
-        stride, top, left = grid
-        weight, bias = self.conv_out.weight, self.conv_out.bias
+    def _answer(self, x: Tensor, grid: Grid | None) -> Tensor:
+        """The last convolutions, where their answer is wanted. Raises ValueError for a stride that does not fit."""
+        stride, top, left = grid or (1, 0, 0)
         if self.patch == 1:
-            return F.conv2d(F.pad(x, (1, 1, 1, 1))[..., top:, left:], weight, bias, stride)
+            x = F.pad(x, (1, 1, 1, 1))[..., top:, left:]
+            return F.conv2d(x, self.conv_out.weight, self.conv_out.bias, stride)
         if self.patch % stride:
             raise ValueError(f"a stride of {stride} does not divide the patch {self.patch}")
-        places = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
-        places = places[:, top::stride, left::stride].flatten()
-        return F.pixel_shuffle(F.conv2d(x, weight[places], bias[places]), self.patch // stride)
+        weight, bias = self.conv_patch.weight, self.conv_patch.bias
+        if stride > 1:
+            pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
+            pixels = pixels[:, top::stride, left::stride].flatten()
+            weight, bias = weight[pixels], bias[pixels]
+        x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), self.patch // stride)
+        return self.conv_out(F.silu(x))

@@ -279,7 +279,7 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
 def test_a_stride_that_does_not_fit_is_refused():
     model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4))
     with pytest.raises(ValueError, match="does not divide"):
-        model.denoiser._answer_on(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0))
+        model.denoiser._answer(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0))
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen_batch"])
