@@ -50,6 +50,7 @@ OPTIONS = {
         cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
+        cli.Option("max_gap", 0, "frames for which a track may be lost and still go on where it was; 0: none"),
     ],
     "history": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as they are there"),
@@ -74,7 +75,9 @@ def main() -> int:
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < args.fps <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
-    sampling = StreamConfig(args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed)
+    sampling = StreamConfig(
+        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap
+    )
     sequences = find_sequences(args.input_folder)
     bad = check_files(sequences)
     if bad and not args.skip_bad_files:

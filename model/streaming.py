@@ -38,8 +38,11 @@ class StreamConfig:
     time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
     min_area: int = 4  # segments of fewer mask pixels are dropped
     seed: int = 42
+    max_gap: int = 0  # frames for which a track may be out of sight and still go on where it was lost
 
     def __post_init__(self):
+        if self.max_gap < 0:
+            raise ConfigError(f"max_gap must be 0 or more, not {self.max_gap}")
         if self.first_steps < 1 or self.steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
         if self.sampler not in SAMPLERS:
@@ -113,7 +116,7 @@ def stream_step(
     answers = torch.stack(_candidates(model, output), dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32)
     results, following = [], []
     for answer, content, state in zip(answers.cpu().numpy(), contents, states, strict=True):
-        semantic, slot, after = advance(answer, content, state, c, config.min_area)
+        semantic, slot, after = advance(answer, content, state, c, config.min_area, config.max_gap)
         lookup = np.zeros(c.slots, np.int32)
         for s, track in after.track.items():
             lookup[s] = track

@@ -1,7 +1,8 @@
 """Segments and tracks: from a mask of classes and slots to instances that keep their ids, frame after frame.
 
 An instance keeps its slot because the model copies it from the history; here slots become track ids that stay unique
-over a sequence of any length. NumPy on masks of the model's size; nothing here is learned.
+over a sequence of any length. A segment in a new slot that stands where a track was lost a moment ago is that track
+again. NumPy on masks of the model's size; nothing here is learned.
 """
 
 import dataclasses
@@ -32,6 +33,8 @@ class StreamState:
     seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
     votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
     next_track: int = 1
+    footprint: np.ndarray | None = None  # int32 (h, w) the track that was last seen at each pixel, 0 = none
+    lost: dict[int, list[int]] = field(default_factory=dict)  # track of the footprint -> last frame, code
 
     def forget(self) -> "StreamState":
         """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
@@ -48,13 +51,19 @@ class StreamState:
 
 
 def advance(
-    answer: np.ndarray, content: tuple[int, int], state: StreamState, model: ModelConfig, min_area: int
+    answer: np.ndarray,
+    content: tuple[int, int],
+    state: StreamState,
+    model: ModelConfig,
+    min_area: int,
+    max_gap: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, StreamState]:
     """From the raw answer (4, h, w) of `_candidates` to segments, tracks and the next state.
 
     A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
     of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
-    starts a new track. Returns semantic codes and slots (h, w) without segments that were dropped, and the state.
+    starts a new track, or goes on with one that was lost there at most `max_gap` frames ago. Returns semantic codes
+    and slots (h, w) without segments that were dropped, and the state.
     """
     semantic, other, slot, instance = answer.copy()
     inside = np.zeros(semantic.shape, bool)
@@ -72,11 +81,21 @@ def advance(
     after = dataclasses.replace(
         state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
     )
+    segments = np.flatnonzero(areas >= max(min_area, 1)).tolist()
+    fresh = [s for s in segments if s not in state.track or state.frame - state.seen[s] > max(model.history_length, 1)]
+    majority = {s: int(tracked_codes[counts[s].argmax()]) for s in segments}
+    going = {state.track[s] for s in segments if s not in fresh}
+    found = _found_again({s: majority[s] for s in fresh}, slot, state, going, max_gap)
     class_of_slot = np.zeros(model.slots, semantic.dtype)
-    for s in np.flatnonzero(areas >= max(min_area, 1)).tolist():
-        if s not in after.track or state.frame - after.seen[s] > max(model.history_length, 1):
+    for s in segments:
+        if s in found:
+            for before in [k for k, t in after.track.items() if t == found[s]]:
+                del after.track[before]
+            after.track[s] = found[s]
+        elif s in fresh:
             after.track[s] = after.next_track
             after.next_track += 1
+        if s in fresh:
             after.votes.pop(s, None)
         after.seen[s] = state.frame
         past = np.array(after.votes.get(s, [0.0] * len(tracked_codes)))
@@ -88,7 +107,49 @@ def advance(
     semantic[small], slot[small] = other[small], 0
 
     _remember(state, after, semantic, slot, inside, model.history_length)
+    if max_gap:
+        _leave_footprints(state, after, slot, {s: int(class_of_slot[s]) for s in segments}, max_gap)
     return semantic, slot, after
+
+
+def _found_again(
+    fresh: dict[int, int], slot: np.ndarray, state: StreamState, going: set[int], max_gap: int
+) -> dict[int, int]:
+    """Which new segments are lost tracks: slot -> track.
+
+    fresh: new slots with their codes; going: tracks that this frame has in their own slots. A track is found where a
+    segment of its class covers half of its footprint, or its footprint half of the segment; the largest overlap first.
+    """
+    if not max_gap or not fresh or state.footprint is None:
+        return {}
+    overlaps = []
+    for s, code in fresh.items():
+        here = slot == s
+        ids, shared = np.unique(state.footprint[here], return_counts=True)
+        for t, area in zip(ids.tolist(), shared.tolist(), strict=True):
+            smaller = min(here.sum(), (state.footprint == t).sum())
+            if t and t not in going and state.lost[t][1] == code and area >= smaller / 2:
+                overlaps.append((area, s, t))
+    found: dict[int, int] = {}
+    for _, s, t in sorted(overlaps, reverse=True):
+        if s not in found and t not in found.values():
+            found[s] = t
+    return found
+
+
+def _leave_footprints(
+    state: StreamState, after: StreamState, slot: np.ndarray, codes: dict[int, int], max_gap: int
+) -> None:
+    """Note where each track of this frame was, and forget those that have been gone for longer than max_gap."""
+    footprint = np.zeros(slot.shape, np.int32) if state.footprint is None else state.footprint.copy()
+    after.lost = {t: v for t, v in state.lost.items() if state.frame - v[0] < max_gap}
+    after.lost |= {after.track[s]: [state.frame, code] for s, code in codes.items()}
+    here = {after.track[s] for s in codes}
+    footprint[np.isin(footprint, list(here)) | ~np.isin(footprint, list(after.lost))] = 0
+    table = np.zeros(int(slot.max(initial=0)) + 1, np.int32)
+    for s in codes:
+        table[s] = after.track[s]
+    after.footprint = np.where(slot > 0, table[slot], footprint)
 
 
 def adopt(

@@ -29,11 +29,11 @@ def answer(*objects, background=ROAD, other=SKY):
     return np.stack([semantic, np.full_like(semantic, other), slot, np.where(slot > 0, slot, 1)])
 
 
-def tracks(*frames, state=None, min_area=4, config=CONFIG):
+def tracks(*frames, state=None, min_area=4, config=CONFIG, max_gap=0):
     """{slot: track} of the slots in each frame, and the last state."""
     state, result = state or StreamState(0), []
     for frame in frames:
-        _, slot, state = advance(answer(*frame), CONTENT, state, config, min_area)
+        _, slot, state = advance(answer(*frame), CONTENT, state, config, min_area, max_gap)
         result.append({int(s): state.track[s] for s in np.unique(slot) if s})
     return result, state
 
@@ -59,6 +59,30 @@ def test_a_slot_that_the_history_still_holds_keeps_its_track_and_an_older_one_st
     assert kept[-1] == {5: 1} and state.next_track == 2
     lost, state = tracks([CAR_5], *[[]] * length, [CAR_5], config=config)
     assert lost[-1] == {5: 2} and state.next_track == 3
+
+
+def test_a_track_that_was_lost_goes_on_where_it_was():
+    moved, elsewhere, a_person = (CAR, 7, 3, 3, 4, 6), (CAR, 7, 2, 12, 4, 6), (PERSON, 7, 2, 2, 4, 6)
+    for gap in (0, 1, 3):
+        frames = ([CAR_5, PERSON_9], *([PERSON_9] for _ in range(gap)))
+        assert tracks(*frames, [moved, PERSON_9], max_gap=4)[0][-1] == {7: 1, 9: 2}  # in another slot
+        assert tracks(*frames, [moved, PERSON_9])[0][-1] == {7: 3, 9: 2}  # not without being asked to
+        assert tracks(*frames, [elsewhere, PERSON_9], max_gap=4)[0][-1] == {7: 3, 9: 2}
+        assert tracks(*frames, [a_person, PERSON_9], max_gap=4)[0][-1] == {7: 3, 9: 2}  # of another class
+    frames = ([CAR_5], *([PERSON_9] for _ in range(4)))
+    assert tracks(*frames, [CAR_5], max_gap=5)[0][-1] == {5: 1}  # its own slot, after longer than the history
+    assert tracks(*frames, [CAR_5], max_gap=4)[0][-1] == {5: 3}  # too long
+    assert tracks([CAR_5], [CAR_5, moved], max_gap=4)[0][-1] == {5: 1, 7: 2}  # the track is there: this is another
+
+
+def test_a_found_track_leaves_its_old_slot_and_is_found_once():
+    here, split = (CAR, 7, 2, 2, 4, 6), (CAR, 8, 2, 8, 4, 2)
+    result, state = tracks([(CAR, 5, 2, 2, 4, 8)], [here, split], [CAR_5, split], max_gap=4)
+    assert result[1] == {7: 1, 8: 2}  # the larger part
+    assert result[2] == {5: 1, 8: 2} and state.next_track == 3  # and again, from slot 7 back to 5
+    copy = StreamState.from_dict(state.to_dict())
+    assert np.array_equal(copy.footprint, state.footprint) and copy.lost == state.lost
+    assert set(np.unique(state.footprint)) == {0, 1, 2} == {0, *state.lost}
 
 
 def test_ids_stay_unique_over_thousands_of_frames_in_which_slots_are_used_again():
