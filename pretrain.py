@@ -27,7 +27,8 @@ OPTIONS = recipe.options(
 RECIPES = {
     "tiny": {
         "steps": 2_000, "batch_size": 16, "lr": 1e-3, "warmup": 100, "ema_decay": 0.998, "time_power": 2.0,
-        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 2, "corruption_coarse": 6,
+        "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
+        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 4, "corruption_coarse": 12,
     },
     "small": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
     "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999, "recompute": True},
