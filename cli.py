@@ -57,7 +57,8 @@ def run(main: Callable[[], int | None]) -> typing.NoReturn:
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     except OSError as error:  # a missing file, no permission, a full disk
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        text = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader process, with its traceback
+        fail(f"{error.filename}: {error.strerror}" if error.filename else text)
     except ValueError as error:
         if type(error).__name__ not in ours:
             raise

@@ -14,6 +14,7 @@ processes (torchrun --nproc_per_node 8 inference.py) share the videos.
 
 import contextlib
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import cli
@@ -84,7 +85,9 @@ def main() -> int:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(f"{bad[0]}{more}; --skip_bad_files does the others")
     check_given(sequences, args.output_folder, args.use_frames_before)
-    processes = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
+    version = args.checkpoint.stat().st_mtime_ns if args.checkpoint.exists() else None
     predictor = load(args, sampling, processes)
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,8 @@ def main() -> int:
     }
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
+    if args.checkpoint.stat().st_mtime_ns != version:
+        raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
         note_run(args.output_folder, args.input_folder, args.checkpoint)
     mine = share(sequences, processes.process_index, processes.num_processes)
@@ -108,11 +113,12 @@ def main() -> int:
         failures = gather_object(failures)  # waits for all
     if processes.is_main_process:
         merge_tracks(args.output_folder, [s.name for s in sequences])
-    processes.destroy_process_group()
 
     if failures and processes.is_main_process:
         print(f"inference.py: {len(failures)} frames could not be read and have no prediction:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
+    processes.wait_for_everyone()  # the first to end with status 1 ends all
+    processes.destroy_process_group()
     return 1 if failures else 0
 
 

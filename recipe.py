@@ -9,13 +9,20 @@ import dataclasses
 import json
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available, set_seed
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    gather_object,
+    is_tensorboard_available,
+    is_wandb_available,
+    set_seed,
+)
 
 import cli
 from data import render
@@ -118,7 +125,10 @@ def run(args: argparse.Namespace) -> None:
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[
         precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
     ]
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=folder)
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process downloads or validates
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=folder, kwargs_handlers=[patience]
+    )
     say = accelerator.print
     set_seed(training.seed)
 
@@ -128,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
     # Resume, init, scratch
     model, resume = initial_model(model_config, args, folder, say)
     model_config = model.config
+    check_same_start(accelerator, resume)
 
     # Training samples
     fmt = ClipFormat(
@@ -164,6 +175,17 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
+
+
+def check_same_start(accelerator: Accelerator, resume: dict[str, Any] | None) -> None:
+    """Raise CheckpointError where the processes would go on from different steps: each looks for itself."""
+    if accelerator.num_processes > 1:
+        steps = gather_object([resume["training"]["step"] if resume else 0])
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes found checkpoints of different steps {sorted(set(steps))}: --results_folder must be "
+                "one folder that all machines share"
+            )
 
 
 def start_trackers(accelerator: Accelerator, args: argparse.Namespace) -> None:

@@ -58,7 +58,8 @@ class Sequence:
             except DataError as error:
                 if number == 0:
                     raise
-                yield frame, DataError(f"{error}, after frame {number - 1}")
+                if number >= skip:
+                    yield frame, DataError(f"{error}, after frame {number - 1}")
                 return
             if image is None:
                 return

@@ -114,7 +114,7 @@ class SequenceOutput:
         given: int = 0,
     ):
         """given: how many of the first frames' masks lie in the folder already."""
-        self.sequence, self.folder, self.restart = sequence, folder, restart
+        self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
         safe = hashlib.sha256(sequence.name.encode()).hexdigest()[:16]
         self.state_path = folder / STATE_FOLDER / f"{safe}.pt"
         self.tracks_path = tracks_part(folder, sequence.name)
@@ -138,7 +138,11 @@ class SequenceOutput:
 
     def open(self) -> dict[str, Any] | None:
         """Start writing. Returns {"done", "state", "failures"} of a half-done video where it can be gone on with."""
+        before = self.state_path.exists()
         stored = None if self.restart else self._stored()
+        if before and stored is None:  # no mask of another run may stand beside those of this one
+            for frame in (self.sequence.frames or [])[self.from_given :]:
+                (self.folder / frame.output).unlink(missing_ok=True)
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
         lines = []
         if stored is not None:

@@ -70,6 +70,8 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise CheckpointError(f"{path} is refused: its records are compressed, which no checkpoint's are")
             if altered := archive.testzip():
                 raise CheckpointError(f"{path} is damaged: the checksum of {altered} does not fit")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -149,8 +151,12 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], sourc
 
 
 def prune(folder: str | Path, keep: int, milestone: int) -> None:
-    """Remove numbered checkpoints beyond the newest `keep`; each `milestone`-th is kept (0: none)."""
-    numbers: Iterable[int] = saved_numbers(folder)[:-keep] if keep > 0 else []
+    """Remove numbered checkpoints beyond the newest `keep`; each `milestone`-th is kept (0: none).
+
+    Newest by their times: after a change of --save_every the numbers start lower again.
+    """
+    by_time = sorted(saved_numbers(folder), key=lambda n: ((Path(folder) / f"model-{n}.pt").stat().st_mtime_ns, n))
+    numbers: Iterable[int] = by_time[:-keep] if keep > 0 else []
     for number in numbers:
         if not (milestone and number % milestone == 0):
             (Path(folder) / f"model-{number}.pt").unlink(missing_ok=True)

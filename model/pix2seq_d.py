@@ -68,8 +68,8 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("image_size", "mask_size"):
             size = getattr(self, name)
-            if len(size) != 2 or min(size) < 8:
-                raise ConfigError(f"{name} {size} must be height and width, 8 or more each")
+            if len(size) != 2 or min(size) < 8 or max(size) > 16_384:
+                raise ConfigError(f"{name} {size} must be height and width, 8 to 16384 each")
         several = len(self.code_bits) >= 2 and all(1 <= n <= 8 for n in self.code_bits)
         if not several or 2 ** self.code_bits[0] <= NUM_CLASSES:
             raise ConfigError(f"code_bits {self.code_bits}: two or more codes of 1 to 8 bits, the first of 5 or more")
@@ -80,14 +80,17 @@ class ModelConfig:
         if not self.scale > 0:
             raise ConfigError(f"scale {self.scale} must be above 0")
         for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if min(self.encoder_depth, self.denoiser_depth) < 0 or not 0 <= self.dropout < 1:
-            raise ConfigError("depths must be 0 or more, and dropout 0 or more and below 1")
+            if not 1 <= getattr(self, name) <= 8192:
+                raise ConfigError(f"{name} must be 1 to 8192, not {getattr(self, name)}")
+        for name in ("encoder_depth", "denoiser_depth"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ConfigError(f"{name} must be 0 to 100, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be 0 or more and below 1, not {self.dropout}")
         if self.dim % 2:
             raise ConfigError(f"dim {self.dim} must be even: half of the time's encoding is sines, half cosines")
-        if self.multipliers[0] != 1 or min(self.multipliers) < 1:
-            raise ConfigError(f"multipliers {self.multipliers} must start with 1 and be 1 or more each")
+        if self.multipliers[0] != 1 or min(self.multipliers) < 1 or max(self.multipliers) > 64:
+            raise ConfigError(f"multipliers {self.multipliers} must start with 1 and be 1 to 64 each")
         for name, width, heads in (
             ("encoder", self.encoder_dim, self.encoder_heads),
             ("transformer", self.transformer_dim, self.transformer_heads),

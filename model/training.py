@@ -187,16 +187,22 @@ class Run:
             self.accelerator.wait_for_everyone()
 
     def _write(self, number: int | None) -> None:
+        state = self.state()
         try:
-            state = self.state()
+            checkpoints.save(self.folder / LATEST, state)
+            self.saved = self.step
             if number is not None:
                 checkpoints.save(self.folder / f"model-{number}.pt", state)
                 checkpoints.prune(self.folder, self.config.keep, self.config.milestone)
-            checkpoints.save(self.folder / LATEST, state)
         except OSError as error:
             self.say(f"step {self.step}: could not save ({error}); the last checkpoint stands; tried again next time")
-        else:
-            self.saved = self.step
+
+    def end(self) -> None:
+        """Raise OSError where the last step could not be saved, in all processes; it is tried once more before."""
+        if self.accelerator.is_main_process and self.saved < self.step:
+            self._write(None)
+        if _any_process(self.accelerator.is_main_process and self.saved < self.step, self.accelerator):
+            raise OSError(f"step {self.step} is not saved: make room in {self.folder}; the same command goes on")
 
     def validated(self) -> dict[str, Any]:
         """The figures of a validation of the averaged weights, for which all processes work together."""
@@ -227,8 +233,8 @@ def fit(
     the end, in every process, gives figures for the log; picture: called with it, N and the step after each
     model-<N>.pt;
     extra: plain values that go into each checkpoint. Returns the number of steps done. Raises FloatingPointError after
-    `max_nonfinite` steps in a row without a finite loss and gradient. An error ends the run with the last whole step
-    saved.
+    `max_nonfinite` steps in a row without a finite loss and gradient, OSError where the last step cannot be saved. An
+    error ends the run with the last whole step saved.
     """
     folder = Path(folder)
     if config.freeze_backbone:
@@ -264,7 +270,10 @@ def fit(
         finally:
             if log is not None:
                 log.close()
+    run.end()
     accelerator.wait_for_everyone()
+    if run.step < config.steps:
+        run.say(f"stopped after step {run.step} and saved; the same command goes on from there")
     return run.step
 
 
@@ -301,7 +310,6 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         values = _step(run, wrapped, loss_config, loader, batches)
         finite = all(math.isfinite(v) for v in values.values())
         bad = 0 if finite else bad + 1
-        stopping = _any_process(stop.asked, accelerator)
 
         seconds = time.perf_counter() - begin
         entry = {"step": run.step, **values, "lr": lr, "samples_per_s": round(config.batch_size / seconds, 2)}
@@ -313,10 +321,11 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         last = run.step == config.steps
         due = last or (config.validate_every and run.step % config.validate_every == 0)
         try:
+            stopping = _any_process(stop.asked, accelerator)
             if run.validate and due and not stopping:
                 figures = run.validated()
                 entry.update(figures)
-        finally:  # a step that is saved is logged, whatever becomes of its validation
+        finally:  # a step that is saved is logged, whatever becomes of the other processes and of its validation
             if log is not None:
                 log.write(**entry)
             if accelerator.trackers:
@@ -332,9 +341,7 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
                 f"them are in {run.folder / LATEST}: try a lower --lr or --mixed_precision no"
             )
         if stopping:
-            bar.close()
-            run.say(f"stopped after step {run.step} and saved; the same command goes on from there")
-            return
+            break
     bar.close()
 
 

@@ -270,6 +270,16 @@ def test_what_has_changed_starts_over_and_says_so(weights, tmp_path, capfd):
     assert masks(out) == moved
 
 
+def test_no_mask_of_another_run_stays(weights, tmp_path, capfd):
+    """Not that of a frame which the new run cannot read either."""
+    source, out = folder_of(tmp_path / "in", named("a", range(3))), tmp_path / "out"
+    infer(capfd, weights, source, out)
+    assert len(masks(out)) == 3
+    (source / "a_000001_leftImg8bit.png").write_bytes(b"no picture")
+    assert infer(capfd, weights, source, out, "--skip_bad_files").status == 1
+    assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000002_panoptic.png"]
+
+
 def test_the_first_masks_can_be_given(weights, tmp_path, capfd):
     source, out = folder_of(tmp_path / "in", named("a", range(4))), tmp_path / "out"
     infer(capfd, weights, source, out)

@@ -423,6 +423,26 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on(uninterr
     assert_same_run(uninterrupted, tmp_path)
 
 
+def test_a_last_step_that_cannot_be_saved_is_said_so(tmp_path, monkeypatch, capsys):
+    """Without room in the end the run is no success; started again when there is room, it goes on."""
+    save, refused = checkpoints.save, []
+
+    def full(path, state):
+        if state["training"]["step"] >= 3:
+            refused.append(path.name)
+            raise OSError("no space left")
+        save(path, state)
+
+    monkeypatch.setattr("model.training.checkpoints.save", full)
+    with pytest.raises(OSError, match=r"step 4 is not saved: make room in .*; the same command goes on"):
+        train(tmp_path, steps=4, save_every=2)
+    assert refused == ["model-latest.pt", "model-latest.pt"]  # in its time, and once more
+    assert "stopped" not in capsys.readouterr().out and end_of(tmp_path)["training"]["step"] == 2
+    monkeypatch.undo()
+    train(tmp_path, steps=4, save_every=2)
+    assert end_of(tmp_path)["training"]["step"] == 4 and [e["step"] for e in log_of(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_lines_of_the_log_wait_for_room(tmp_path):
     log = Log(tmp_path / "log.jsonl", 0)
 
