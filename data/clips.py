@@ -115,7 +115,8 @@ class Clips(Dataset):
 
         order = "random"
         if self.history_config is not None:
-            corrupt(classes[:-1], ids[:-1], self.history_config, generator)
+            past = (slice(None, -1), *seen)
+            corrupt(classes[past], ids[past], self.history_config, generator)
             order = self.history_config.slot_order
         slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order)
         semantic_known = classes != VOID

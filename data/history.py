@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.labels import VOID, DataError
-from data.transforms import IS_THING
+from data.transforms import IS_THING, fill
 
 
 def _flag(default, text: str, **metadata):
@@ -42,7 +42,7 @@ class HistoryConfig:
 
 
 def corrupt(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, generator: np.random.Generator) -> None:
-    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w)."""
+    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding."""
     absent = generator.random() < config.history_absent
     for t in range(len(semantic)):
         dropped, corrupted, *where = generator.random(5)
@@ -50,10 +50,12 @@ def corrupt(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, g
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
         elif corrupted < config.history_corruption:
-            ids = np.unique(instance[t])
-            missing = ids[(ids > 0) & (rng.random(ids.size) < config.corruption_drop)]
-            gone = np.isin(instance[t], missing) & IS_THING[semantic[t]]
-            semantic[t][gone], instance[t][gone] = VOID, 0
+            key = np.where(
+                IS_THING[semantic[t]] & (instance[t] > 0), instance[t].astype(np.int64) * 256 + semantic[t], 0
+            )
+            keys = np.unique(key[key > 0])
+            missing = keys[rng.random(keys.size) < config.corruption_drop]
+            fill(semantic[t], instance[t], np.isin(key, missing))  # what a model misses it calls what is beside it
             index = np.ix_(*_shifted(semantic.shape[1:], config, where))
             semantic[t], instance[t] = semantic[t][index], instance[t][index]
 

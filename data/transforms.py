@@ -210,6 +210,20 @@ def view_moved(
     return moved_semantic, moved_instance
 
 
+def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
+    """Give the pixels of a hole (h, w) the class and id beside them in their row, in place; void where is none."""
+    if not hole.any():
+        return
+    column = np.arange(semantic.shape[1])
+    left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
+    right = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
+    origin = np.where(left >= 0, left, right)
+    outside = origin >= column.size  # a row that is nothing but hole
+    origin = np.minimum(origin, column.size - 1)
+    semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
+    instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
+
+
 def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float) -> None:
     """Shift each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
     key = np.where(IS_THING[semantic], instance.astype(np.int64) * NUM_CLASSES + semantic, 0)
@@ -224,17 +238,7 @@ def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, fr
             objects.append((rows, columns, down, right, semantic[rows[0], columns[0]], instance[rows[0], columns[0]]))
     for rows, columns, *_ in objects:
         key[rows, columns] = -1
-    hole = key == -1
-    if not hole.any():
-        return
-    column = np.arange(semantic.shape[1])
-    left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
-    right_of = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
-    origin = np.where(left >= 0, left, right_of)
-    outside = origin >= column.size  # a row that is nothing but objects
-    origin = np.minimum(origin, column.size - 1)
-    semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
-    instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
+    fill(semantic, instance, key == -1)
     # The lower an object stands, the nearer it is: painted last.
     for rows, columns, down, right, label, identity in sorted(objects, key=lambda o: o[0].max()):
         y, x = rows + down, columns + right

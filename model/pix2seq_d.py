@@ -13,6 +13,7 @@ from model.schedule import add_noise
 from model.unet import Condition, Grid, TransUNet
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
+FIRST_THING = 11  # trainIds from here on are things
 
 
 class ConfigError(ValueError):

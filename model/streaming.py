@@ -23,7 +23,7 @@ from model import checkpoint as checkpoints
 from model.diffusion import SAMPLERS, denoiser_of, seeded
 from model.geometry import content_size, fit_frame, restore
 from model.hub import HubMixin
-from model.pix2seq_d import NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
+from model.pix2seq_d import FIRST_THING, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance
 
@@ -126,7 +126,10 @@ def stream_step(
 
 
 def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
-    """semantic, slot, known, known (B, T, h, w) of the offsets that the model looks back to."""
+    """semantic, slot, where each is known (B, T, h, w), of the offsets that the model looks back to.
+
+    As in training the slot is unknown in things without a track: of other classes, or a crowd.
+    """
     offsets = config.history_offsets
     shape = (len(states), len(offsets), *mask_size)
     slot_type = np.uint8 if config.slots <= 256 else np.int32
@@ -137,7 +140,8 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
             for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
                 target[b] = source[rows]
     semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
-    return [semantic, slot, known, known]
+    nameless = (semantic > FIRST_THING) & (slot == 0)
+    return [semantic, slot, known, known & ~nameless]
 
 
 def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:

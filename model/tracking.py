@@ -33,8 +33,8 @@ class StreamState:
     seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
     votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
     next_track: int = 1
-    footprint: np.ndarray | None = None  # int32 (h, w) the track that was last seen at each pixel, 0 = none
-    lost: dict[int, list[int]] = field(default_factory=dict)  # track of the footprint -> last frame, code
+    last_seen: list[list[int]] = field(default_factory=list)  # track, frame, code of those that may be found again
+    last_masks: np.ndarray | None = None  # bool (n, h, w), where they were
 
     def forget(self) -> "StreamState":
         """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
@@ -62,7 +62,7 @@ def advance(
 
     A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
     of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
-    starts a new track, or goes on with one that was lost there at most `max_gap` frames ago. Returns semantic codes
+    starts a new track, or goes on with one that was lost there for at most `max_gap` frames. Returns semantic codes
     and slots (h, w) without segments that were dropped, and the state.
     """
     semantic, other, slot, instance = answer.copy()
@@ -108,7 +108,7 @@ def advance(
 
     _remember(state, after, semantic, slot, inside, model.history_length)
     if max_gap:
-        _leave_footprints(state, after, slot, {s: int(class_of_slot[s]) for s in segments}, max_gap)
+        _remember_tracks(state, after, slot, {s: int(class_of_slot[s]) for s in segments}, max_gap)
     return semantic, slot, after
 
 
@@ -117,39 +117,41 @@ def _found_again(
 ) -> dict[int, int]:
     """Which new segments are lost tracks: slot -> track.
 
-    fresh: new slots with their codes; going: tracks that this frame has in their own slots. A track is found where a
-    segment of its class covers half of its footprint, or its footprint half of the segment; the largest overlap first.
+    fresh: new slots with their codes; going: tracks that this frame has in their own slots. A track is found by a
+    segment of its class that shares at least half of the smaller of its own area and that of the track's last mask;
+    the largest overlap first.
     """
-    if not max_gap or not fresh or state.footprint is None:
+    if not max_gap or not fresh or not state.last_seen:
         return {}
     overlaps = []
-    for s, code in fresh.items():
-        here = slot == s
-        ids, shared = np.unique(state.footprint[here], return_counts=True)
-        for t, area in zip(ids.tolist(), shared.tolist(), strict=True):
-            smaller = min(here.sum(), (state.footprint == t).sum())
-            if t and t not in going and state.lost[t][1] == code and area >= smaller / 2:
-                overlaps.append((area, s, t))
+    for (track, last, code), mask in zip(state.last_seen, state.last_masks, strict=True):
+        if track in going or state.frame - last > max_gap + 1:
+            continue
+        for s in (s for s, fresh_code in fresh.items() if fresh_code == code):
+            here = slot == s
+            shared = int((here & mask).sum())
+            if shared and shared >= min(here.sum(), mask.sum()) / 2:
+                overlaps.append((shared, s, track))
     found: dict[int, int] = {}
-    for _, s, t in sorted(overlaps, reverse=True):
-        if s not in found and t not in found.values():
-            found[s] = t
+    for _, s, track in sorted(overlaps, reverse=True):
+        if s not in found and track not in found.values():
+            found[s] = track
     return found
 
 
-def _leave_footprints(
+def _remember_tracks(
     state: StreamState, after: StreamState, slot: np.ndarray, codes: dict[int, int], max_gap: int
 ) -> None:
-    """Note where each track of this frame was, and forget those that have been gone for longer than max_gap."""
-    footprint = np.zeros(slot.shape, np.int32) if state.footprint is None else state.footprint.copy()
-    after.lost = {t: v for t, v in state.lost.items() if state.frame - v[0] < max_gap}
-    after.lost |= {after.track[s]: [state.frame, code] for s, code in codes.items()}
-    here = {after.track[s] for s in codes}
-    footprint[np.isin(footprint, list(here)) | ~np.isin(footprint, list(after.lost))] = 0
-    table = np.zeros(int(slot.max(initial=0)) + 1, np.int32)
-    for s in codes:
-        table[s] = after.track[s]
-    after.footprint = np.where(slot > 0, table[slot], footprint)
+    """Note where each track of this frame is, and forget those that have been gone for longer than max_gap."""
+    seen = [[after.track[s], state.frame, code] for s, code in codes.items()]
+    masks = [slot == s for s in codes]
+    here = {track for track, *_ in seen}
+    for row, mask in zip(state.last_seen, state.last_masks if state.last_seen else (), strict=True):
+        if row[0] not in here and state.frame - row[1] <= max_gap:
+            seen.append(row)
+            masks.append(mask)
+    after.last_seen = seen
+    after.last_masks = np.stack(masks) if masks else None
 
 
 def adopt(
