@@ -94,6 +94,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=min(118, shutil.get_terminal_size((118, 24)).columns))
 
+    def _format_action_invocation(self, action):
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.dest}"
+        return super()._format_action_invocation(action)
+
     def _get_default_metavar_for_optional(self, action):
         return (
             getattr(action.type, "__name__", "value").upper()
@@ -112,18 +117,33 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text
 
 
+# What people type for flags of other names; the first of each pair counts where the script has the second.
+MEANT = {
+    "--learning_rate": "--lr", "--epochs": "--steps", "--data": "--data_root", "--workers": "--num_workers",
+    "--model": "--checkpoint", "--weights": "--checkpoint", "--ckpt": "--checkpoint", "--gpu": "--device",
+    "--input": "--input_folder", "--video": "--input_folder", "--output": "--output_folder", "--gt": "--ground_truth",
+}  # fmt: skip
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests the flag that was meant, and answers in one line with exit status 2."""
 
     def __init__(self, description: str | None):
         description = (description or "").strip()
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        super().__init__(
+            usage="%(prog)s [options]", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        )
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+            flag = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(flag, known, n=1)
+            if MEANT.get(flag) in known:
+                close = [MEANT[flag]]
+            elif not flag.startswith("-") and "--input_folder" in known:
+                close = [f"--input_folder {flag}"]
             self.error(
                 f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else f"; see {self.prog} -h")
             )

@@ -28,6 +28,7 @@ with cli.imports():
     from data.inputs import Sequence, find_sequences
     from data.labels import DataError
     from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
+    from data.video import video_length
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion import SAMPLERS
     from model.tracking import adopt
@@ -40,7 +41,7 @@ OPTIONS = {
         cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
         cli.Option("checkpoint", Path("results/train/model-latest.pt"), "weights"),
         cli.Option("overlay", "gif", "film of each video under its masks", ("none", "gif", "mp4", "webp")),
-        cli.Option("fps", 10.0, "frames a second of the overlay"),
+        cli.Option("fps", None, "frames a second of the overlay; none: the video's own, 10 of images", kind=float),
         cli.Option("skip_bad_files", False, "start although some images cannot be read; they are listed at the end"),
         cli.Option("restart", False, "do not go on with a half-done output folder, start over"),
     ],
@@ -74,12 +75,12 @@ def main() -> int:
     args = parser.parse_args()
 
     # Everything is checked before anything is computed or written
-    if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < args.fps <= 1000:
+    if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
     sampling = StreamConfig(
         args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap
     )
-    sequences = find_sequences(args.input_folder)
+    sequences = inputs(args.input_folder)
     bad = check_files(sequences)
     if bad and not args.skip_bad_files:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -103,7 +104,10 @@ def main() -> int:
     if processes.is_main_process:
         note_run(args.output_folder, args.input_folder, args.checkpoint)
     mine = share(sequences, processes.process_index, processes.num_processes)
-    total = sum(len(sequences[n].frames) for n in mine) if all(sequences[n].frames is not None for n in mine) else None
+    lengths = [
+        len(s.frames) if s.frames is not None else video_length(s.video)[1] for s in (sequences[n] for n in mine)
+    ]
+    total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
     with tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar:
         jobs = [Job(sequences[number], number, args, run, bar) for number in mine]
@@ -114,12 +118,28 @@ def main() -> int:
     if processes.is_main_process:
         merge_tracks(args.output_folder, [s.name for s in sequences])
 
+    if processes.num_processes == 1 and not args.quiet:
+        print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
     if failures and processes.is_main_process:
         print(f"inference.py: {len(failures)} frames could not be read and have no prediction:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
     processes.wait_for_everyone()  # the first to end with status 1 ends all
     processes.destroy_process_group()
     return 1 if failures else 0
+
+
+def inputs(path: Path) -> list[Sequence]:
+    """The videos of a folder or file. With nothing in the default folder, say how to try it out."""
+    try:
+        return find_sequences(path)
+    except DataError as error:
+        if path != OPTIONS["files"][0].default:
+            raise
+        cli.fail(
+            f"{error}. To try it out with sample frames and the shipped weights:\n"
+            "  python -m data.streets --split test --output_folder data/sample\n"
+            f"  python inference.py --input_folder data/sample --checkpoint {DEMO_WEIGHTS}"
+        )
 
 
 def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
@@ -164,8 +184,9 @@ class Job:
 
     def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm):
         self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
+        fps = args.fps or (video_length(sequence.video)[0] if sequence.video else None) or 10.0
         self.output = SequenceOutput(
-            sequence, args.output_folder, run, args.overlay, args.fps, args.restart, args.use_frames_before
+            sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before
         )
         self.state = StreamState(number)
         self.done = 0

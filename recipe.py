@@ -121,28 +121,24 @@ def run(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
     # Machine
-    cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
-    mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[
-        precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
-    ]
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process downloads or validates
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=folder, kwargs_handlers=[patience]
-    )
+    accelerator = start_accelerator(args, folder)
+    mixed = accelerator.mixed_precision
     say = accelerator.print
     set_seed(training.seed)
 
     # Data, before any weights are fetched
     sources = open_sources(args, model_config, "train")
 
+    tracked = {cls for source in sources for cls in source.tracked}
+    model_config = dataclasses.replace(model_config, tracked=tuple(sorted(tracked)))
+
     # Resume, init, scratch
     model, resume = initial_model(model_config, args, folder, say)
-    model_config = model.config
     check_same_start(accelerator, resume)
 
     # Training samples
     fmt = ClipFormat(
-        tuple(model_config.image_size), tuple(model_config.mask_size), model_config.slots, model_config.history_offsets
+        tuple(model.config.image_size), tuple(model.config.mask_size), model.config.slots, model.config.history_offsets
     )
     if args.cache:
         sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
@@ -160,14 +156,15 @@ def run(args: argparse.Namespace) -> None:
     # Validation and pictures
     validate, picture = None, None
     if args.validate_videos:
-        held_out = HeldOut(open_sources(args, model_config, "val")[0], args, folder, accelerator)
+        first = open_sources(args, model.config, "val", count=1)[0]
+        held_out = HeldOut(first, args, folder, accelerator)
         validate, picture = held_out.validate, held_out.picture
 
     # Fit
     if accelerator.is_main_process:
-        write_json(folder / "config.json", describe(args, model_config, *args.configs[1:]))
+        write_json(folder / "config.json", describe(args, model.config, *args.configs[1:]))
     start_trackers(accelerator, args)
-    extra = {"classes": list(CLASS_NAMES), "tracked": list(model_config.tracked), "data": args.dataset}
+    extra = {"classes": list(CLASS_NAMES), "tracked": list(model.config.tracked), "data": args.dataset}
     try:
         fit(model, loss, training, stream, folder, accelerator, resume, validate, extra, args.quiet, picture)
     except FloatingPointError as error:
@@ -175,6 +172,17 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
+
+
+def start_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
+    cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
+    mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[
+        precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
+    ]
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process downloads or validates
+    return Accelerator(
+        cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=folder, kwargs_handlers=[patience]
+    )
 
 
 def check_same_start(accelerator: Accelerator, resume: dict[str, Any] | None) -> None:
@@ -285,11 +293,13 @@ def fitted(stored: dict[str, Any], config: ModelConfig, args: argparse.Namespace
     return fitting
 
 
-def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
-    """The data sets of the command line; each takes the root at its place, or its default one."""
+def open_sources(
+    args: argparse.Namespace, config: ModelConfig, split: str, count: int | None = None
+) -> list[FrameSource]:
+    """The first `count` data sets of the command line; each takes the root at its place, or its default one."""
     roots = args.data_root or [None] * len(args.dataset)
     sources = []
-    for name, root in zip(args.dataset, roots, strict=True):
+    for name, root in list(zip(args.dataset, roots, strict=True))[:count]:
         options: dict[str, Any] = {}
         if name == "streets":  # rendered, at the size that is asked for
             videos = args.streets_videos if split == "train" else args.validate_videos

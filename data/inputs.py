@@ -78,7 +78,7 @@ def find_sequences(path: str | Path) -> list[Sequence]:
         return [Sequence(path.stem, None, path)]
     if not path.is_dir():
         raise DataError(
-            f"the input folder {path} is missing: put images or a video there, or name one by --input_folder"
+            f"the input folder {path} is missing: put frames there, or name a folder or a video by --input_folder"
         )
 
     sequences: list[Sequence] = []
@@ -95,8 +95,7 @@ def find_sequences(path: str | Path) -> list[Sequence]:
     if not sequences:
         raise DataError(
             f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no folders of images: put frames there, or name "
-            "a folder or a video by --input_folder; `bash setup.sh demo` makes sample frames and predicts them with "
-            "the shipped weights"
+            "a folder or a video by --input_folder"
         )
     outputs: dict[Path, Path] = {}
     for frame in (f for s in sequences for f in s.frames):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 VOID = 255
 MAX_ID = 65_535  # ids are stored as G * 256 + B
@@ -104,8 +104,11 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB. Raises DataError."""
-    return np.array(open_image(path).convert("RGB"))
+    """An image file as uint8 (H, W, 3) RGB, upright as its EXIF tag says. Raises DataError."""
+    image = ImageOps.exif_transpose(open_image(path))
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def read_panoptic(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

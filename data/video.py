@@ -27,9 +27,26 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
             if stream.width * stream.height > MAX_PIXELS:
                 raise DataError(f"{path} claims frames of {stream.width}x{stream.height} pixels; that is refused")
             for frame in container.decode(stream):
-                yield frame.to_ndarray(format="rgb24")
+                yield upright(frame.to_ndarray(format="rgb24"), frame.rotation)
     except av.FFmpegError as error:
         raise DataError(f"{path} cannot be decoded as a video ({error.strerror or error})") from None
+
+
+def upright(image: np.ndarray, degrees: int) -> np.ndarray:
+    """An image (H, W, 3) turned counterclockwise by a multiple of 90 degrees, as a phone's video says it is meant."""
+    return np.ascontiguousarray(np.rot90(image, round(degrees / 90)))
+
+
+def video_length(path: str | Path) -> tuple[float | None, int | None]:
+    """Frames a second and number of frames, as the file's header has them; None where it does not say."""
+    try:
+        with av.open(
+            str(Path(path).resolve()), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+        ) as file:
+            stream = file.streams.video[0]
+            return float(stream.average_rate) if stream.average_rate else None, stream.frames or None
+    except (av.FFmpegError, IndexError):
+        return None, None
 
 
 class VideoWriter:

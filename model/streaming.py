@@ -203,7 +203,10 @@ class VideoPredictor(HubMixin):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **options: Any) -> "VideoPredictor":
-        """The averaged weights of a checkpoint file. Raises CheckpointError where it cannot be used."""
+        """The averaged weights of a checkpoint file, or of the newest in a results folder. Raises CheckpointError."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / checkpoints.LATEST
         stored = checkpoints.load(path)
         model = build(stored, path)
         return cls(model, **options)

@@ -17,8 +17,8 @@ from small import CONFIG, lively_model
 
 from data import predictions
 from data.inputs import find_sequences
-from data.labels import DataError, read_panoptic, write_panoptic
-from data.video import VideoWriter, read_video
+from data.labels import DataError, read_image, read_panoptic, write_panoptic
+from data.video import VideoWriter, read_video, upright, video_length
 from model import checkpoint as checkpoints
 
 QUICK = ("--first_steps", 2, "--steps", 1, "--device", "cpu", "--mixed_precision", "no", "--min_area", 1, "--quiet")
@@ -368,6 +368,8 @@ def test_a_bomb_is_refused_unopened(weights, tmp_path, capfd):
         (("--first_steps", 0), "steps must be 1 or more"),
         (("--device", "cuda"), "no CUDA device"),
         (("--stepz", 3), "did you mean --steps?"),
+        (("--weights", "x.pt"), "did you mean --checkpoint?"),
+        (("my_video.mp4",), "did you mean --input_folder my_video.mp4?"),
         (("--sampler", "euler"), "invalid choice"),
     ],
 )
@@ -407,3 +409,37 @@ def test_a_full_disk_ends_in_a_line_and_what_was_written_is_whole(weights, tmp_p
     assert result.status == 2 and "No space left" in result.message and len(masks(tmp_path / "out")) == 2
     monkeypatch.undo()
     assert infer(capfd, weights, source, tmp_path / "out").status == 0 and len(masks(tmp_path / "out")) == 3
+
+
+def test_nothing_prepared_says_what_to_do_in_three_lines(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(capfd, "inference")
+    first, *rest = result.message.splitlines()
+    assert result.status == 2 and "data/input is missing" in first and len(rest) == 2
+    assert "data.streets" in rest[0] and "--checkpoint results/streets/model-tiny.pt" in rest[1]
+
+
+def test_a_phones_pictures_and_videos_are_upright(tmp_path):
+    picture = Image.fromarray(np.arange(20 * 40 * 3, dtype=np.uint32).reshape(20, 40, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(picture), -1))
+    assert np.array_equal(upright(np.asarray(picture), -90), np.rot90(np.asarray(picture), -1))
+    assert np.array_equal(upright(np.asarray(picture), 0), np.asarray(picture))
+
+
+def test_sixteen_bits_of_grey_are_scaled(tmp_path):
+    grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    expected = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+def test_a_film_keeps_the_speed_of_its_video(weights, tmp_path, capfd):
+    with VideoWriter(tmp_path / "v.mp4", fps=25) as video:
+        for n in range(3):
+            video.write(np.full((32, 48, 3), 60 * n, np.uint8))
+    assert video_length(tmp_path / "v.mp4") == (25.0, 3) and video_length(tmp_path / "none.mp4") == (None, None)
+    infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out", overlay="mp4")
+    assert video_length(tmp_path / "out" / "v_overlay.mp4") == (25.0, 3)

@@ -83,6 +83,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp
     ("flags", "said"),
     [
         (("--step", 3), "did you mean --steps?"),
+        (("--learning_rate", 1), "did you mean --lr?"),
         (("--steps", 0), "steps must be 1 or more"),
         (("--steps", "many"), "--steps"),
         (("--lr", "nan"), "lr must be above 0"),
