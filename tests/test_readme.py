@@ -1,5 +1,6 @@
 """The README: each command is one that its script takes, each path exists, and its Python runs."""
 
+import argparse
 import importlib
 import re
 import shlex
@@ -47,12 +48,13 @@ def test_a_command_is_one_that_its_script_takes(command, monkeypatch):
         if words and words[-1] in ("--init", "--reference"):  # cut short in the text
             words = words[:-1]
 
-        def parse(self, *rest):
-            original(self, *rest)
-            raise Parsed
+        for parser in (cli.Parser, argparse.ArgumentParser):
 
-        original = cli.Parser.parse_args
-        monkeypatch.setattr(cli.Parser, "parse_args", parse)
+            def parse(self, *rest, original=parser.parse_args):
+                original(self, *rest)
+                raise Parsed
+
+            monkeypatch.setattr(parser, "parse_args", parse)
         monkeypatch.setattr(sys, "argv", [path, *words])
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         assert (ROOT / path).is_file()
