@@ -215,6 +215,7 @@ class Job:
             if isinstance(image, DataError):
                 self.failures.append(str(image))
                 self.state = self.state.forget()
+                self.state.frame += 1  # its number seeds the noise of the frames after it
                 self.finish_frame(None, None, None)
                 continue
             if frame.after_gap or self.args.independent_frames:

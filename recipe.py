@@ -226,7 +226,8 @@ def resolve_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
     pretrained = args.backbone_weights != "none"
     changes: dict[str, Any] = {"backbone_norm": "frozen_batch" if pretrained else "group"}
     if args.image_size and not args.mask_size:
-        changes["mask_size"] = scaled_sizes(PRESETS[args.preset], tuple(args.image_size))[1]
+        preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch)
+        changes["mask_size"] = scaled_sizes(preset, tuple(args.image_size))[1]
     return dataclasses.replace(config, **changes)
 
 
