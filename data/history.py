@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.labels import VOID, DataError
+from data.labels import THINGS, VOID, DataError
 from data.transforms import IS_THING, fill
 
 
@@ -27,6 +27,9 @@ class HistoryConfig:
     corruption_shift: int = _flag(2, "largest shift of a corrupted mask, in mask pixels")
     corruption_coarse: int = _flag(1, "largest block, in mask pixels, that a corrupted mask is blurred to")
     corruption_drop: float = _flag(0.2, "share of instances missing in a corrupted mask")
+    corruption_split: float = _flag(0.0, "share of instances of which a part has another id there")
+    corruption_merge: float = _flag(0.0, "share of instances that have the id of another there")
+    corruption_class: float = _flag(0.0, "share of instances that are of another class of things there")
     slot_order: str = _flag(
         "random",
         "slots of instances that the history does not show: drawn, as published; or by position and size",
@@ -34,7 +37,8 @@ class HistoryConfig:
     )
 
     def __post_init__(self):
-        for name in ("history_dropout", "history_absent", "history_corruption", "corruption_drop"):
+        for name in ("history_dropout", "history_absent", "history_corruption", "corruption_drop",
+                     "corruption_split", "corruption_merge", "corruption_class"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
         if self.corruption_shift < 0 or self.corruption_coarse < 1:
@@ -50,14 +54,32 @@ def corrupt(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, g
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
         elif corrupted < config.history_corruption:
-            key = np.where(
-                IS_THING[semantic[t]] & (instance[t] > 0), instance[t].astype(np.int64) * 256 + semantic[t], 0
-            )
-            keys = np.unique(key[key > 0])
-            missing = keys[rng.random(keys.size) < config.corruption_drop]
-            fill(semantic[t], instance[t], np.isin(key, missing))  # what a model misses it calls what is beside it
+            _mistake(semantic[t], instance[t], config, rng)
             index = np.ix_(*_shifted(semantic.shape[1:], config, where))
             semantic[t], instance[t] = semantic[t][index], instance[t][index]
+
+
+def _mistake(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, rng: np.random.Generator) -> None:
+    """Split, merge, rename and miss instances of one mask (h, w), in place."""
+    named = IS_THING[semantic] & (instance > 0)
+    key = np.where(named, instance.astype(np.int64) * 256 + semantic, 0)
+    keys = np.unique(key[key > 0])
+    shares = [config.corruption_drop, config.corruption_split, config.corruption_merge, config.corruption_class]
+    missing, split, merged, renamed = rng.random((4, keys.size)) < np.array(shares)[:, None]
+    unused = int(instance.max(initial=0)) + 1
+    for k in keys[split]:  # the part beyond a line across it
+        y, x = np.nonzero(key == k)
+        angle, share = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.5)
+        along = np.cos(angle) * x + np.sin(angle) * y
+        part = along > np.quantile(along, 1 - share)
+        instance[y[part], x[part]] = unused
+        unused += 1
+    for k in keys[merged]:
+        other = rng.choice(keys)
+        instance[key == k], semantic[key == k] = other // 256, other % 256
+    for k in keys[renamed]:
+        semantic[key == k] = rng.choice(THINGS)
+    fill(semantic, instance, np.isin(key, keys[missing]))  # what a model misses it calls what is beside it
 
 
 def _shifted(size: tuple[int, int], config: HistoryConfig, draws: list[float]) -> list[np.ndarray]:

@@ -299,6 +299,25 @@ def test_padding_is_left_out_of_what_happens_to_the_history():
         assert sample["history_valid"].all()
 
 
+def test_a_corrupted_history_has_split_merged_and_renamed_instances():
+    def corrupted(seed=0, **values):
+        semantic, instance = scene_with_cars()
+        settings = {"history_dropout": 0.0, "history_corruption": 1.0, "corruption_drop": 0.0, "corruption_shift": 0}
+        corrupt(semantic, instance, HistoryConfig(**settings, **values), np.random.default_rng(seed))
+        return semantic, instance, np.where(instance > 0, instance * 256 + semantic, 0)
+
+    semantic, instance, whole = corrupted()
+    *_, parts = corrupted(corruption_split=1.0)
+    for t, k in ((t, k) for t in range(3) for k in np.unique(whole[t])[1:]):
+        inside, counts = np.unique(parts[t][whole[t] == k], return_counts=True)
+        assert k in inside and len(inside) == 2 and 0.1 < counts[inside != k][0] / counts.sum() < 0.55
+    merged = [corrupted(seed, corruption_merge=1.0)[2] for seed in range(9)]
+    assert all(set(np.unique(m)) <= set(np.unique(whole)) and np.array_equal(m > 0, whole > 0) for m in merged)
+    assert min(len(np.unique(m[0])) for m in merged) < 4
+    renamed, ids, _ = corrupted(corruption_class=1.0)
+    assert np.array_equal(ids, instance) and (renamed[ids > 0] >= 11).all() and (renamed != semantic).any()
+
+
 @pytest.mark.parametrize(
     "values", [{"history_dropout": 5.0}, {"corruption_shift": -3}, {"corruption_coarse": 0}, {"history_absent": -0.1}]
 )
