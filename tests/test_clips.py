@@ -308,9 +308,10 @@ def test_a_corrupted_history_has_split_merged_and_renamed_instances():
 
     semantic, instance, whole = corrupted()
     *_, parts = corrupted(corruption_split=1.0)
-    for t, k in ((t, k) for t in range(3) for k in np.unique(whole[t])[1:]):
-        inside, counts = np.unique(parts[t][whole[t] == k], return_counts=True)
-        assert k in inside and len(inside) == 2 and 0.1 < counts[inside != k][0] / counts.sum() < 0.55
+    for before, after in zip(whole, parts, strict=True):
+        for k in np.unique(before)[1:]:
+            inside, counts = np.unique(after[before == k], return_counts=True)
+            assert k in inside and len(inside) == 2 and 0.1 < counts[inside != k][0] / counts.sum() < 0.55
     merged = [corrupted(seed, corruption_merge=1.0)[2] for seed in range(9)]
     assert all(set(np.unique(m)) <= set(np.unique(whole)) and np.array_equal(m > 0, whole > 0) for m in merged)
     assert min(len(np.unique(m[0])) for m in merged) < 4
