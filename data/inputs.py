@@ -19,7 +19,7 @@ from data.video import VIDEO_SUFFIXES, read_video
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
-_OURS = ("_panoptic", "_overlay", "_gtFine", "_labelIds", "_instanceIds")  # what may lie beside the images
+_OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # what may lie beside the images
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _files(folder: Path, deep: bool = True) -> list[Path]:
         if p.suffix.lower() in suffixes
         and p.is_file()
         and not p.name.startswith(".")
-        and not any(mark in p.stem for mark in _OURS)
+        and not _OURS.fullmatch(p.stem)
     ]
 
 

@@ -123,7 +123,7 @@ class SequenceOutput:
         self.pending: list[Future] = []
         self.tracks = self.overlay = None
         if overlay != "none":
-            name = sequence.name.strip(".").replace("/", "_") or "video"
+            name = sequence.name.strip(".") or "video"  # of a folder in the input: in that folder of the output
             self.overlay = VideoWriter(folder / f"{name}_overlay.{overlay}", fps)
 
     def _inputs(self) -> str:

@@ -436,6 +436,13 @@ def test_sixteen_bits_of_grey_are_scaled(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
 
 
+def test_films_of_folders_within_folders_have_names_of_their_own(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["a/b/1.png", "a_b/1.png", "city_panoptic_1.png"])
+    infer(capfd, weights, source, tmp_path / "out", overlay="gif")
+    films = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.gif")}
+    assert films == {"a/b_overlay.gif", "a_b_overlay.gif", "in_overlay.gif"}
+
+
 def test_a_film_keeps_the_speed_of_its_video(weights, tmp_path, capfd):
     with VideoWriter(tmp_path / "v.mp4", fps=25) as video:
         for n in range(3):
