@@ -56,6 +56,9 @@ def run(main: Callable[[], int | None]) -> typing.NoReturn:
         sys.exit(main())
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except BrokenPipeError:  # whoever read our output has seen enough, as head does
+        sys.stdout = None
+        sys.exit(141)
     except OSError as error:  # a missing file, no permission, a full disk
         text = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader process, with its traceback
         fail(f"{error.filename}: {error.strerror}" if error.filename else text)

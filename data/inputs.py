@@ -111,10 +111,7 @@ def _files(folder: Path, deep: bool = True) -> list[Path]:
     return [
         p
         for p in found
-        if p.suffix.lower() in suffixes
-        and p.is_file()
-        and not p.name.startswith(".")
-        and not _OURS.fullmatch(p.stem)
+        if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".") and not _OURS.fullmatch(p.stem)
     ]
 
 
