@@ -62,14 +62,14 @@ class EarlierDesign(Pix2SeqD):
     def condition(self, features: Features, history: Tensor) -> tuple[Features, Tensor]:
         return features, history
 
-    def predict(self, x: Tensor, t: Tensor, condition, x0_previous: Tensor | None = None) -> Tensor:
-        return super().predict(x, t, super().condition(*condition), x0_previous)
+    def predict(self, x: Tensor, t: Tensor, condition, x0_previous: Tensor | None = None, grid=None) -> Tensor:
+        return super().predict(x, t, super().condition(*condition), x0_previous, grid)
 
-    def forward(self, image, x, t, history, self_condition: Tensor | None = None, realign=None) -> Tensor:
+    def forward(self, image, x, t, history, self_condition: Tensor | None = None, realign=None, grid=None):
         """As Pix2SeqD's, but without the first estimate where no sample of the batch is given it."""
         if self_condition is not None and not self_condition.any():
             self_condition = None
-        return super().forward(image, x, t, history, self_condition, realign)
+        return super().forward(image, x, t, history, self_condition, realign, grid)
 
 
 def flags(image_size, mask_size) -> list[str]:

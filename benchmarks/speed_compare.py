@@ -106,11 +106,11 @@ def _against_in_training(setup: Setup, preset: str, reference: EarlierDesign, no
     """Training steps of both in turn. The reference's is the mean of one with and one without the first estimate."""
     plain, loss = dataclasses.replace(setup, mixed_precision="no", compile=False), LossConfig(instance_weight=0.0)
     then = Stepper(plain, reference, TrainingConfig(), loss, earlier_design.BATCH)
-    _, training, loss, augmentation = recipe.preset_configs(preset, train.RECIPES)
+    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
     ours = Stepper(setup, build(now)[0], training, loss, earlier_design.BATCH)
     batches = []
     for config in (reference.config, now):
-        stream = clips(rendered(setup.folder, config), config, augmentation)
+        stream = clips(rendered(setup.folder, config), config, varied)
         batches.append(torch.utils.data.default_collate([stream[n] for n in range(earlier_design.BATCH)]))
 
     def step() -> dict[str, float]:
@@ -272,12 +272,12 @@ def side_by_side(setup: Setup, preset: str, videos: int = 4) -> Row:
 def caching(setup: Setup, preset: str) -> Row:
     """`--cache`: samples a second of a loader process, of PNGs in KITTI's size."""
     config = config_of(preset, setup.image_size)
-    augmentation = recipe.preset_configs(preset, train.RECIPES)[3]
+    varied = recipe.preset_configs(preset, train.RECIPES)[3:]
     source = pngs(setup.folder, (48, 160) if setup.quick else (375, 1242))
     cached = Cached(source, config.image_size, setup.folder / "cache")
     cached.fill(quiet=True)
     with_cache, without = (
-        [1 / rate for rate in samples_per_second(setup, clips(s, config, augmentation))] for s in (cached, source)
+        [1 / rate for rate in samples_per_second(setup, clips(s, config, varied))] for s in (cached, source)
     )
     count = min(len(with_cache), len(without))
     note = "loader, a worker, PNGs of KITTI's size"

@@ -16,7 +16,7 @@ import recipe
 import train
 from benchmarks.speed_timing import Row, Setup, apart, build, config_of, gflops, row, share_of_rate
 from data.cache import Cached
-from data.clips import Augmentation, ClipFormat, Clips
+from data.clips import ClipFormat, Clips
 from data.frames import FrameSource
 from data.kitti_step import KittiStep
 from data.labels import write_image, write_panoptic
@@ -53,9 +53,11 @@ def pngs(folder: Path, size: tuple[int, int] = (375, 1242), frames: int = 6) -> 
     return KittiStep(target, "train")
 
 
-def clips(source: FrameSource, config: ModelConfig, augmentation: Augmentation) -> TrainingStream:
+def clips(source: FrameSource, config: ModelConfig, varied: list) -> TrainingStream:
+    """varied: the HistoryConfig and the Augmentation."""
+    history, augmentation = varied
     fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
-    return TrainingStream([Clips(source, fmt, augmentation)])
+    return TrainingStream([Clips(source, fmt, augmentation, history_config=history)])
 
 
 def loader(samples: TrainingStream, batch: int, workers: int, pin: bool = False) -> Iterator[dict[str, Tensor]]:
@@ -169,9 +171,9 @@ def repeat(setup: Setup, step, warm_up: int = 2) -> list[dict[str, float]]:
 def _steps(setup: Setup, preset: str) -> tuple[list[dict[str, float]], float, int]:
     """The marks of a preset's training steps, their work in GFLOP, and their batch; called in a process of its own."""
     config = config_of(preset, setup.image_size)
-    _, training, loss, augmentation = recipe.preset_configs(preset, train.RECIPES)
+    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
     batch = setup.batch_size or (training.batch_size if setup.cuda else CPU_BATCH[preset])
-    samples = clips(rendered(setup.folder, config), config, augmentation)
+    samples = clips(rendered(setup.folder, config), config, varied)
     batches = loader(samples, batch, workers=0 if setup.quick else 1, pin=setup.cuda)
     stepper = Stepper(setup, build(config)[0], training, loss, batch)
     done = repeat(setup, lambda: stepper.step(batches))
@@ -204,7 +206,7 @@ def training(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
 def loading(setup: Setup, preset: str) -> list[Row]:
     """Samples a second of one loader process: from the built-in world, from PNGs, from PNGs through the cache."""
     config = config_of(preset, setup.image_size)
-    augmentation = recipe.preset_configs(preset, train.RECIPES)[3]
+    varied = recipe.preset_configs(preset, train.RECIPES)[3:]
     source = pngs(setup.folder, (48, 160) if setup.quick else (375, 1242))
     cached = Cached(source, config.image_size, setup.folder / "cache")
     cached.fill(quiet=True)
@@ -213,7 +215,7 @@ def loading(setup: Setup, preset: str) -> list[Row]:
     return [
         row(
             f"{preset}: loader, {name}, a worker",
-            samples_per_second(setup, clips(frames, config, augmentation)),
+            samples_per_second(setup, clips(frames, config, varied)),
             "samples/s",
             f"frames of {height}x{width}" if "PNG" in name else "",
         )

@@ -58,7 +58,8 @@ def plain_denoiser(model: Pix2SeqD, image, history, x, t, x0_previous):
     for first, second in net.up:
         skip = skips.pop()
         y = second(first(torch.cat([F.interpolate(y, skip.shape[-2:], mode="nearest"), skip], dim=1), time), time)
-    return F.pixel_shuffle(net.conv_out(F.silu(net.norm_out(y))), c.patch)
+    y = F.silu(net.norm_out(y))
+    return net.conv_out(F.silu(F.pixel_shuffle(net.conv_patch(y), c.patch)) if c.patch > 1 else y)
 
 
 def plain_attention(attention, x, context):
@@ -186,7 +187,7 @@ def test_its_flags_give_its_configuration(monkeypatch):
     import train
 
     monkeypatch.setattr(sys, "argv", ["train.py", *earlier_design.flags((64, 128), (16, 32))])
-    model, _, loss, _ = recipe.parse("", train.OPTIONS, train.RECIPES).configs
+    model, _, loss, *_ = recipe.parse("", train.OPTIONS, train.RECIPES).configs
     expected = dataclasses.replace(earlier_design.CONFIG, image_size=(64, 128), mask_size=(16, 32))
     assert dataclasses.replace(model, backbone_norm=expected.backbone_norm) == expected
     assert loss.instance_weight == 0 and loss.self_conditioning_rate == 0.5
