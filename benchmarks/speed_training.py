@@ -25,7 +25,7 @@ from data.streets import Streets, render_video, tracked_only
 from model import ModelConfig, Pix2SeqD
 from model.diffusion import LossConfig, draw, training_loss
 from model.streaming import precision
-from model.training import TrainingConfig, build_optimizer, to_device
+from model.training import TrainingConfig, optimizer_of, to_device
 
 PARTS = ("data", "forward", "backward", "optimizer")
 CPU_BATCH = {"tiny": 16, "small": 2, "base": 1}  # samples of a step, where there is no GPU
@@ -107,7 +107,7 @@ class Stepper:
         self.model = model.to(self.device, memory_format=torch.channels_last).train()
         if setup.compile:
             self.model.compile()
-        self.optimizer = build_optimizer(self.model, training)
+        self.optimizer = optimizer_of(self.model, training)
         self.ema = EMA(self.model, beta=training.ema_decay, update_every=1, include_online_model=False)
         self.dtype = precision(setup.mixed_precision, self.device)
         self.number = 0

@@ -77,9 +77,13 @@ def labels_to_bits(
     semantic, slot: integers (B, h, w); semantic_known, slot_known: bool (B, h, w).
     Returns float (B, sum of bits, h, w) in {-scale, 0, +scale}.
     """
-    analog = codes_to_bits(labels_to_codes(semantic, slot, code_bits), code_bits, scale)
-    semantic_bits, slot_bits = analog.split([code_bits[0], sum(code_bits[1:])], dim=1)
-    return torch.cat([semantic_bits * semantic_known[:, None], slot_bits * slot_known[:, None]], dim=1)
+    # Looked up in a table with a last row of zeros: 2 times faster than arithmetic on planes, and channels last.
+    planes = []
+    knowns = [semantic_known] + [slot_known] * (len(code_bits) - 1)
+    for code, known, bits in zip(labels_to_codes(semantic, slot, code_bits), knowns, code_bits, strict=True):
+        table = torch.cat([bit_table(bits, code.device) * scale, torch.zeros(1, bits, device=code.device)])
+        planes.append(F.embedding(torch.where(known, code, 2**bits), table))  # (B, h, w, bits)
+    return torch.cat(planes, dim=-1).movedim(-1, 1)
 
 
 def expected_bits(logits: Tensor, code_bits: Sequence[int], scale: float) -> Tensor:

@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.checkpoint import CheckpointError
-from model.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding
+from model.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding, zero_init
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -31,10 +31,12 @@ BACKBONES = {
 
 
 class Features(NamedTuple):
-    """What the denoiser needs of an image: `map` (B, C, h, w) at mask size and `tokens` (B, N, D)."""
+    """What the denoiser needs of an image: `map` (B, C, h, w) at the size of its positions, `tokens` (B, N, D), and
+    where it is wanted `detail` (B, D, h, w) at mask size."""
 
     map: Tensor
     tokens: Tensor
+    detail: Tensor | None = None
 
 
 class ImageEncoder(nn.Module):
@@ -42,7 +44,8 @@ class ImageEncoder(nn.Module):
 
     recompute = False  # gradient checkpointing
 
-    def __init__(self, backbone: str, norm: str, dim: int, depth: int, heads: int, map_channels: int):
+    def __init__(self, backbone: str, norm: str, dim: int, depth: int, heads: int, map_channels: int, detail: int = 0):
+        """map_channels, detail: channels of the features at the denoiser's positions and at mask size."""
         super().__init__()
         block, blocks, channels = BACKBONES[backbone]
         norm_layer = FrozenBatchNorm2d if norm == "frozen_batch" else group_norm
@@ -55,11 +58,17 @@ class ImageEncoder(nn.Module):
         self.token_norm = nn.LayerNorm(dim)
         self.lateral = nn.ModuleList(nn.Conv2d(c, map_channels, 1) for c in (*channels[:-1], dim))
         self.merge = nn.Sequential(conv3x3(map_channels, map_channels), group_norm(map_channels), nn.SiLU())
+        self.detail = None
+        if detail:
+            norm_act = group_norm(detail), nn.SiLU()
+            self.detail = nn.Sequential(
+                conv3x3(map_channels, detail), *norm_act, zero_init(nn.Conv2d(detail, 4 * detail, 1))
+            )
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
 
-    def forward(self, image: Tensor, mask_size: tuple[int, int]) -> Features:
-        """image: float (B, 3, H, W) in [0, 1]; mask_size: (h, w) of the map that is returned."""
+    def forward(self, image: Tensor, map_size: tuple[int, int], mask_size: tuple[int, int] | None = None) -> Features:
+        """image: float (B, 3, H, W) in [0, 1]; map_size, mask_size: (h, w) of the map and of the detail returned."""
         # fmt: off
         # Backbone
         x = (image - self.mean) / self.std                                   # (B, 3, H, W)
@@ -81,13 +90,23 @@ class ImageEncoder(nn.Module):
         levels[-1] = rearrange(tokens, "b (h w) c -> b c h w", h=h).to(x.dtype)
         merged = None
         for level, lateral in zip(reversed(levels), reversed(self.lateral), strict=True):
-            if merged is not None and merged.shape[-2] >= mask_size[0]:
+            if merged is not None and merged.shape[-2] >= map_size[0]:
                 break
             y = lateral(level)
             merged = y if merged is None else y + F.interpolate(merged, y.shape[-2:], mode="nearest")
-        if merged.shape[-2:] != tuple(mask_size):
-            merged = F.interpolate(merged, mask_size, mode="bilinear", align_corners=False)
-        return Features(self.merge(merged), tokens)                          # (B, C, h, w), (B, N, D)
+        if merged.shape[-2:] != tuple(map_size):
+            merged = F.interpolate(merged, map_size, mode="bilinear", align_corners=False)
+        merged = self.merge(merged)                                          # (B, C, h, w)
+
+        # Detail: one more level of the pyramid, then four pixels of the image from each position of the stem
+        detail = None
+        if self.detail is not None:
+            y = self.lateral[0](levels[0])                                   # (B, C, H/2, W/2)
+            detail = self.detail(y + F.interpolate(merged, y.shape[-2:], mode="nearest"))
+            detail = F.pixel_shuffle(detail, 2)                              # (B, D, H, W)
+            if detail.shape[-2:] != tuple(mask_size):
+                detail = F.interpolate(detail, mask_size, mode="bilinear", align_corners=False)
+        return Features(merged, tokens, detail)
         # fmt: on
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits, number_of_slots
 from model.encoder import BACKBONES, Features, ImageEncoder
 from model.schedule import add_noise
-from model.unet import Condition, Grid, TransUNet
+from model.unet import PIXEL_DIM, Condition, Grid, TransUNet
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
 FIRST_THING = 11  # trainIds from here on are things
@@ -53,6 +53,7 @@ class ModelConfig:
     # denoiser
     dim: int = _field(128, "model: denoiser", "channels at mask size")
     patch: int = _field(1, "model: denoiser", "side in mask pixels of one position of the denoiser")
+    detail: bool = _field(False, "model: denoiser", "image features at mask size reach the answer, where patch > 1")
     multipliers: tuple[int, ...] = _field((1, 1, 2, 2), "model: denoiser", "channels of each level, in units of dim")
     denoiser_depth: int = _field(6, "model: denoiser", "transformer layers at the lowest level")
     transformer_dim: int = _field(512, "model: denoiser", "their width")
@@ -78,6 +79,8 @@ class ModelConfig:
             raise ConfigError(f"history_offsets {self.history_offsets} must be negative and ascending, as in -2 -1")
         if self.patch < 1 or any(n % self.patch for n in self.mask_size):
             raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
+        if self.detail and self.patch == 1:
+            raise ConfigError("detail is for a patch above 1: without patches the map has the mask's size already")
         if not self.scale > 0:
             raise ConfigError(f"scale {self.scale} must be above 0")
         for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
@@ -153,8 +156,9 @@ class Pix2SeqD(nn.Module):
         super().__init__()
         self.config = c = config
         self.encoder = ImageEncoder(
-            c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels
-        )
+            c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels,
+            detail=PIXEL_DIM if c.detail else 0,
+        )  # fmt: skip
         self.denoiser = TransUNet(
             bits=c.bits,
             out_channels=c.num_codes if c.loss == "softmax" else c.bits,
@@ -179,7 +183,7 @@ class Pix2SeqD(nn.Module):
     def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None) -> Features:
         """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's."""
         height, width = mask_size or self.config.mask_size
-        return self.encoder(image, (height // self.config.patch, width // self.config.patch))
+        return self.encoder(image, (height // self.config.patch, width // self.config.patch), (height, width))
 
     def condition(self, features: Features, history: Tensor) -> Condition:
         """history: analog bits (B, T * bits, h, w), oldest first, all zeros where absent."""

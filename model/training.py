@@ -26,6 +26,7 @@ from model import checkpoint as checkpoints
 from model.bookkeeping import Log, Stop, outlive_signals
 from model.checkpoint import LATEST
 from model.diffusion import LossConfig, draw, seeded, training_loss
+from model.optimizer import OPTIMIZERS, build_optimizer
 from model.pix2seq_d import ConfigError, Pix2SeqD
 
 
@@ -40,6 +41,9 @@ class TrainingConfig:
     steps: int = _field(30_000, "training", "optimizer steps")
     batch_size: int = _field(16, "training", "samples of one optimizer step, over all processes and slices")
     accumulate: int = _field(1, "training", "slices in which a step's batch is processed one after the other")
+    optimizer: str = _field(
+        "adamw", "training", "adamw, as published, or muon on matrices and kernels", choices=OPTIMIZERS
+    )
     lr: float = _field(1e-4, "training", "learning rate after the warm-up")
     final_lr: float = _field(0.1, "training", "learning rate at the end, as a share; linear in between")
     warmup: int = _field(500, "training", "steps of linear warm-up")
@@ -70,6 +74,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if min(self.num_workers, self.warmup, self.keep, self.milestone, self.validate_every) < 0:
             raise ConfigError("num_workers, warmup, keep, milestone and validate_every must be 0 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         for name in ("ema_decay", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 or more and below 1, not {getattr(self, name)}")
@@ -109,13 +115,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.lr * (1 - (1 - config.final_lr) * done)
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+def optimizer_of(model: Pix2SeqD, config: TrainingConfig) -> torch.optim.Optimizer:
+    return build_optimizer(model, config.optimizer, config.lr, config.weight_decay, config.beta2)
 
 
 Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
@@ -244,7 +245,7 @@ def fit(
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     if config.compile:
         model.compile()
-    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    wrapped, optimizer = accelerator.prepare(model, optimizer_of(model, config))
     ema = EMA(
         model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
     ).to(accelerator.device)

@@ -28,10 +28,12 @@ from model.layers import (
 
 class Condition(NamedTuple):
     """What one frame's denoising steps share: `first` (B, C, h, w), the conditions' part of the first convolution,
-    and for each transformer layer the keys and values (B, heads, N, d) of cross-attention."""
+    for each transformer layer the keys and values (B, heads, N, d) of cross-attention, and the image's `detail` at mask
+    size (B, PIXEL_DIM, h, w)."""
 
     first: Tensor
     cross: list[tuple[Tensor, Tensor]]
+    detail: Tensor | None = None
 
 
 PIXEL_DIM = 32  # channels of a pixel of a patch, before the answer
@@ -99,7 +101,8 @@ class TransUNet(nn.Module):
         """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
         history = F.pixel_unshuffle(history.to(features.map.dtype), self.patch)
         first = self.conv_condition(torch.cat([features.map, history], dim=1))
-        return Condition(first, [layer.cross.keys_values(features.tokens) for layer in self.transformer])
+        cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
+        return Condition(first, cross, features.detail)
 
     def forward(
         self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
@@ -135,10 +138,10 @@ class TransUNet(nn.Module):
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
             x = apply(blocks[0], torch.cat([x, skip], dim=1), time, recompute=self.recompute)
             x = apply(blocks[1], x, time, recompute=self.recompute)
-        return self._answer(F.silu(self.norm_out(x)), grid)                   # (B, out_channels, h, w) in mask pixels
+        return self._answer(F.silu(self.norm_out(x)), grid, condition.detail) # (B, out_channels, h, w) in mask pixels
         # fmt: on
 
-    def _answer(self, x: Tensor, grid: Grid | None) -> Tensor:
+    def _answer(self, x: Tensor, grid: Grid | None, detail: Tensor | None = None) -> Tensor:
         """The last convolutions, where their answer is wanted. Raises ValueError for a stride that does not fit."""
         stride, top, left = grid or (1, 0, 0)
         if self.patch == 1:
@@ -152,4 +155,6 @@ class TransUNet(nn.Module):
             pixels = pixels[:, top::stride, left::stride].flatten()
             weight, bias = weight[pixels], bias[pixels]
         x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), self.patch // stride)
+        if detail is not None:
+            x = x + detail[..., top::stride, left::stride]
         return self.conv_out(F.silu(x))

@@ -182,7 +182,7 @@ def test_unknown_pixels_carry_no_loss():
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("changes", [{}, {"self_conditioning": True}, {"loss": "mse"}, {"patch": 2}])
+@pytest.mark.parametrize("changes", [{}, {"self_conditioning": True}, {"loss": "mse"}, {"patch": 2, "detail": True}])
 def test_a_batch_of_four_is_learnt(changes):
     """Fixed ids, no augmentation, no dropout: below 0.05 within 500 steps."""
     torch.manual_seed(0)
@@ -228,6 +228,7 @@ def test_weights_do_not_depend_on_the_size():
         {"map_channels": 0},
         {"dropout": 1.0},
         {"patch": 3},
+        {"detail": True},
         {"mask_size": (16,)},
         {"tracked": (19,)},
     ],
@@ -251,13 +252,17 @@ def test_noise_at_time_zero_and_one():
     assert torch.allclose(add_noise(x0, noise, torch.ones(1)), noise, atol=2e-3)
 
 
-@pytest.mark.parametrize(("changes", "stride"), [({}, 2), ({"patch": 4}, 2), ({"patch": 2}, 2), ({"loss": "mse"}, 3)])
+@pytest.mark.parametrize(
+    ("changes", "stride"), [({}, 2), ({"patch": 4}, 2), ({"patch": 2, "detail": True}, 2), ({"loss": "mse"}, 3)]
+)
 def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     """All phases of the grid together are the whole answer; their losses average to the whole loss."""
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, **changes)
     model = Pix2SeqD(config).eval()
     torch.nn.init.normal_(model.denoiser.conv_out.weight, std=0.1)
+    if config.detail:
+        torch.nn.init.normal_(model.encoder.detail[-1].weight)
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
     draws = draw(0, range(2), model, config.mask_size, "cpu", False)
     with torch.no_grad():
@@ -274,6 +279,25 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
         full, _ = training_loss(model, config, LossConfig(instance_weight=0.0), batch, draws)
     assert len({float(p) for p in parts}) == stride**2
     assert torch.stack(parts).mean().item() == pytest.approx(full.item(), rel=0.1)
+
+
+def test_detail_reaches_the_answer_of_its_own_pixel():
+    """What the map sees changes nothing here, so that the answer differs where the detail does and nowhere else."""
+    torch.manual_seed(0)
+    model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4, detail=True)).eval()
+    batch = to_device(torch.utils.data.default_collate([scene(0)]), torch.device("cpu"))
+    with torch.no_grad():
+        features = model.encode(batch["image"])
+        assert features.detail.shape == (1, 32, *CONFIG.mask_size)
+        history, x = torch.zeros(1, 2 * CONFIG.bits, *CONFIG.mask_size), torch.randn(1, CONFIG.bits, *CONFIG.mask_size)
+        other = features.detail.clone()
+        other[..., 5, 9] += 1
+        first, second = (
+            model.predict(x, torch.ones(1), model.condition(features._replace(detail=d), history))
+            for d in (features.detail, other)
+        )
+    changed = (first - second).abs().amax(dim=1)[0] > 0
+    assert changed[5, 9] and changed.sum() == 1
 
 
 def test_a_stride_that_does_not_fit_is_refused():

@@ -1,0 +1,74 @@
+"""Optimizers: AdamW, as published, or Muon on matrices and kernels with AdamW on the rest."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def build_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float, beta2: float) -> torch.optim.Optimizer:
+    """The optimizer of a Pix2SeqD. name: adamw, or muon. Weight decay is for matrices and kernels alone."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
+    last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
+    hidden = [p for p in groups[0]["params"] if p not in last]
+    groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
+    return MuonAdamW(hidden, groups, lr, weight_decay, beta2)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) on hidden matrices and kernels, AdamW on the rest.
+
+    A kernel is taken as the matrix of its output channels by all else. Muon's updates are scaled to the size of
+    AdamW's (Liu et al., arXiv 2502.16982, section 2.2), so that one learning rate is for both.
+    """
+
+    def __init__(
+        self, hidden: list[Tensor], groups: list[dict[str, Any]], lr: float, weight_decay: float, beta2: float
+    ):
+        """hidden: parameters of two or more dimensions; groups: the others, with their weight decay."""
+        super().__init__([{"params": hidden, "weight_decay": weight_decay}, *groups], {"lr": lr, "betas": (0.9, beta2)})
+        self.matrices = [nn.Parameter(_matrix(p.detach())) for p in hidden]
+        if any(m.data_ptr() != p.data_ptr() for m, p in zip(self.matrices, hidden, strict=True)):
+            raise ValueError("parameters must be contiguous, channels first or last")
+        self.muon = torch.optim.Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(
+            [{**group, "params": list(group["params"])} for group in groups], lr=lr, betas=(0.9, beta2), fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("a closure is not supported")
+        ours, *others = self.param_groups
+        for p, matrix in zip(ours["params"], self.matrices, strict=True):
+            matrix.data = _matrix(p.detach())  # the same memory
+            matrix.grad = None if p.grad is None else _matrix(p.grad)
+        for theirs, group in zip([*self.muon.param_groups, *self.adamw.param_groups], [ours, *others], strict=True):
+            theirs.update({k: v for k, v in group.items() if k != "params" and k in theirs})
+        self.muon.step()
+        self.adamw.step()
+        for matrix in self.matrices:
+            matrix.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError or KeyError for a state that is not of this optimizer."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+
+
+def _matrix(p: Tensor) -> Tensor:
+    """(out, ...) -> (out, rest): a view where the tensor is contiguous, channels first or last."""
+    if p.ndim == 4 and not p.is_contiguous():
+        p = p.permute(0, 2, 3, 1)
+    return p.reshape(p.shape[0], -1)
