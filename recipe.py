@@ -28,7 +28,7 @@ import cli
 from data import render
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
-from data.frames import FrameSource, usual_step
+from data.frames import FrameSource, count_gaps, usual_step
 from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
 from data.registry import DATASETS
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         training.steps * training.batch_size,
         args.skip_bad_files,
     )
-    frames = " + ".join(f"{len(s.frames):,} of {s.name}" for s in sources)
+    frames = " + ".join(f"{len(s.frames):,} of {s.name}{gaps_of(s)}" for s in sources)
     count = sum(p.numel() for p in model.parameters())
     say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
 
@@ -172,6 +172,12 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
+
+
+def gaps_of(source: FrameSource) -> str:
+    """Where frame numbers jump: that history breaks off there, which nobody sees in a loss."""
+    gaps = count_gaps(source.frames) if source.is_video else 0
+    return f" (history cut at {gaps} gap{'s' * (gaps > 1)} in their numbers)" if gaps else ""
 
 
 def start_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
