@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import re
 import shutil
 import sys
 import types
@@ -92,35 +93,34 @@ class Option:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and each flag with its default."""
+    """The description as it is written, and each flag on a line of its own where it fits, with its default at the end.
+
+    What is one of a few is a NAME, and its choices stand with the text; a whole number is an N, any other number an X.
+    """
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=min(118, shutil.get_terminal_size((118, 24)).columns))
+        super().__init__(prog, max_help_position=30, width=min(118, shutil.get_terminal_size((118, 24)).columns))
 
     def _format_action_invocation(self, action):
         if isinstance(action, argparse.BooleanOptionalAction):
             return f"--[no-]{action.dest}"
         return super()._format_action_invocation(action)
 
-    def _get_default_metavar_for_optional(self, action):
-        return (
-            getattr(action.type, "__name__", "value").upper()
-            if action.type
-            else super()._get_default_metavar_for_optional(action)
-        )
+    def _format_args(self, action, default_metavar):
+        one = super()._format_args(action, default_metavar)
+        return f"{action.metavar} ..." if action.nargs == "+" else one  # not N [N ...]
 
     def _get_help_string(self, action):
-        text = action.help or ""
-        if action.option_strings and not any(part in text for part in ("show this help", "(default: ")):
-            default = action.default
-            if isinstance(default, tuple | list):
-                default = " ".join(map(str, default))
-            default = "none" if default in (None, "") else default
-            text += f" (default: {default})".replace("%", "%%")
-        return text
+        default = action.default if action.shown is None else action.shown
+        default = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
+        return f"{action.help} (default: {'none' if default in (None, '') else default})".replace("%", "%%")
+
+    def _split_lines(self, text, width):
+        lines = super()._split_lines(text.replace("(default: ", "(default:\N{NO-BREAK SPACE}"), width)
+        return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-# What people type for flags of other names; the first of each pair counts where the script has the second.
+# What people type for flags of other names; a pair counts where the script has its second.
 MEANT = {
     "--learning_rate": "--lr", "--epochs": "--steps", "--data": "--data_root", "--workers": "--num_workers",
     "--model": "--checkpoint", "--weights": "--checkpoint", "--ckpt": "--checkpoint", "--gpu": "--device",
@@ -132,20 +132,24 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests the flag that was meant, and answers in one line with exit status 2."""
 
     def __init__(self, description: str | None):
-        description = (description or "").strip()
+        usage, description = "%(prog)s [--flag value ...]", (description or "").strip()
         super().__init__(
-            usage="%(prog)s [options]", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+            usage=usage, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False
         )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # who reads it knows the flag
+
+    def format_help(self) -> str:
+        """Groups without empty lines between them, so that train.py's ninety flags fit on two screens."""
+        return re.sub(r"\)\n\n(?=\S.*:\n  --)", ")\n", super().format_help())
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [flag for action in self._actions for flag in action.option_strings]
+            meant = {flag: flag for action in self._actions for flag in action.option_strings}
+            meant |= {name: flag for name, flag in MEANT.items() if flag in meant}
             flag = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(flag, known, n=1)
-            if MEANT.get(flag) in known:
-                close = [MEANT[flag]]
-            elif not flag.startswith("-") and "--input_folder" in known:
+            close = [meant[name] for name in difflib.get_close_matches(flag, meant, n=1)]
+            if not flag.startswith("-") and "--input_folder" in meant:
                 close = [f"--input_folder {flag}"]
             self.error(
                 f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else f"; see {self.prog} -h")
@@ -178,18 +182,9 @@ def add_dataclass(parser: argparse.ArgumentParser, defaults: object, skip: Itera
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         kind, nargs = _value_type(hints[field.name])
-        value = getattr(defaults, field.name)
-        shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
-        text = f"{field.metadata.get('help', '')} (default: {shown})".replace("%", "%%")
-        choices = field.metadata.get("choices")
-        extra: dict = {"choices": choices} if choices else {"metavar": kind.__name__.upper()}
-        if nargs:
-            extra["nargs"] = nargs
-        if kind is bool:
-            extra = {"action": argparse.BooleanOptionalAction}
-        else:
-            extra["type"] = kind
-        groups[title].add_argument(f"--{field.name}", default=None, help=text, **extra)
+        text, choices = field.metadata.get("help", ""), field.metadata.get("choices", ())
+        option = Option(field.name, None, text, choices, kind, nargs)
+        _add(groups[title], option, shown=getattr(defaults, field.name))
 
 
 def given(args: argparse.Namespace, cls: type) -> dict[str, object]:
@@ -207,19 +202,18 @@ def _value_type(hint) -> tuple[type, str | None]:
     return hint, None
 
 
-def _add(group, option: Option) -> None:
-    flag, default = f"--{option.name}", option.default
-    if isinstance(default, bool):
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=option.help)
-        return
+def _add(group, option: Option, shown: object = None) -> None:
+    """Add one flag. shown: the default that the help shows, where argparse's is None."""
+    default = option.default
     several = isinstance(default, tuple | list)
-    kind = option.kind or (
-        type(default[0]) if several and default else type(default) if default is not None and not several else str
-    )
-    nargs = option.nargs or ("+" if several else None)
-    extra = {"choices": option.choices} if option.choices else {}
-    if option.metavar:
-        extra["metavar"] = option.metavar
-    elif not option.choices:
-        extra["metavar"] = "PATH" if issubclass(kind, Path) else kind.__name__.upper()
-    group.add_argument(flag, type=kind, nargs=nargs, default=default, help=option.help, **extra)
+    sample = default[0] if several and default else default
+    kind = option.kind or (str if sample is None or (several and not default) else type(sample))
+    text = option.help + (f" {{{','.join(option.choices)}}}" if option.choices else "")
+    if kind is bool:
+        how: dict = {"action": argparse.BooleanOptionalAction}
+    else:
+        names = {int: "N", float: "X", str: "NAME" if option.choices else "TEXT"}
+        nargs = option.nargs or ("+" if several else None)
+        how = {"type": kind, "nargs": nargs, "metavar": option.metavar or names.get(kind, "PATH")}
+        how |= {"choices": option.choices} if option.choices else {}
+    group.add_argument(f"--{option.name}", default=default, help=text, **how).shown = shown

@@ -48,15 +48,13 @@ OPTIONS = {
         Option(
             "things",
             ("auto",),
-            "names of the classes with instances and tracks; auto: person and car, or Cityscapes' eight where the "
-            "ground truth is Cityscapes",
+            "classes with instances and tracks; auto: person and car, or Cityscapes' eight with its truth",
             metavar="CLASS",
         ),
         Option(
             "reference",
             "none",
-            "in place of predictions, evaluate the ground truth of the frame before (the first frame predicts itself), "
-            "or hold that of the sequence's first frame",
+            "as prediction, the truth of the frame before (of the first, its own) or of the sequence's first",
             choices=("none", "previous", "hold"),
         ),
     ),

@@ -13,6 +13,7 @@ processes (torchrun --nproc_per_node 8 inference.py) share the videos.
 """
 
 import contextlib
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -81,6 +82,8 @@ def main() -> int:
         args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap
     )
     sequences = inputs(args.input_folder)
+    if not (args.quiet or args.independent_frames):
+        tell_gaps(sequences)
     bad = check_files(sequences)
     if bad and not args.skip_bad_files:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -121,7 +124,7 @@ def main() -> int:
     if processes.num_processes == 1 and not args.quiet:
         print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
     if failures and processes.is_main_process:
-        print(f"inference.py: {len(failures)} frames could not be read and have no prediction:", file=sys.stderr)
+        print(f"inference.py: frames that could not be read and have no prediction: {len(failures)}", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
     processes.wait_for_everyone()  # the first to end with status 1 ends all
     processes.destroy_process_group()
@@ -140,6 +143,20 @@ def inputs(path: Path) -> list[Sequence]:
             "  python -m data.streets --split test --output_folder data/sample\n"
             f"  python inference.py --input_folder data/sample --checkpoint {DEMO_WEIGHTS}"
         )
+
+
+def tell_gaps(sequences: list[Sequence]) -> None:
+    """Say of each video whose numbers jump that it is taken as cut there: masks alone do not show why ids change."""
+    if int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first one speaks
+        return
+    for sequence in sequences:
+        if after := [frame.number for frame in sequence.frames or () if frame.after_gap]:
+            shown = ", ".join(map(str, after[:3])) + (", ..." if len(after) > 3 else "")
+            times = "a gap" if len(after) == 1 else f"{len(after)} gaps"
+            print(
+                f"{sequence.name}: {times} in the frame numbers, before {shown}: from there on no history and new ids, "
+                "as after a cut; number the files without gaps if it is none"
+            )
 
 
 def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:

@@ -17,7 +17,7 @@ with cli.imports():
 
 OPTIONS = recipe.options(
     dataset=("cityscapes",),
-    data_root_help="folder of each data set; none: data/Cityscapes (get it by: bash setup.sh cityscapes)",
+    data_root_help="of each; none: data/Cityscapes, of bash setup.sh cityscapes",
     results_folder="results/pretrain",
 )
 

@@ -28,7 +28,7 @@ import cli
 from data import render
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
-from data.frames import FrameSource, usual_step
+from data.frames import FrameSource, count_gaps, usual_step
 from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
 from data.registry import DATASETS
@@ -53,7 +53,7 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
             cli.Option("preset", "small", "size of the model, with the defaults that suit it", choices=tuple(PRESETS)),
             cli.Option("results_folder", Path(results_folder), "checkpoints, log.jsonl and pictures", kind=Path),
             cli.Option("init", None, "checkpoint to take weights from, where there is nothing to resume", kind=Path),
-            cli.Option("backbone_weights", None, "coco, imagenet, none or a file (default: coco; tiny: none)"),
+            cli.Option("backbone_weights", "coco", "coco, imagenet, none or a file"),
             cli.Option("dry_run", False, "print the resolved configuration and stop"),
             cli.Option("quiet", False, "no progress bar"),
             cli.Option(
@@ -62,7 +62,7 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
         ],
         "data": [
             cli.Option("dataset", dataset, "one or several data sets", choices=tuple(DATASETS)),
-            cli.Option("data_root", None, data_root_help, nargs="+"),
+            cli.Option("data_root", None, data_root_help, nargs="+", metavar="PATH"),
             cli.Option("dataset_weights", None, "share of each data set; none: by length", kind=float, nargs="+"),
             cli.Option("cache", None, "folder that keeps frames at training size, decoded once", kind=Path),
             cli.Option("skip_bad_files", False, "go on without files that cannot be read, instead of stopping"),
@@ -88,11 +88,11 @@ def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict
     defaults = preset_configs(preset if preset in PRESETS else "small", recipes)
     parser = cli.Parser(doc)
     cli.add_options(parser, groups)
+    if preset == "tiny":  # whose ResNet has no published weights
+        parser.set_defaults(backbone_weights="none")
     for config in defaults:
         cli.add_dataclass(parser, config, skip=("backbone_norm", "tracked"))
     args = parser.parse_args()
-    if args.backbone_weights is None:
-        args.backbone_weights = "none" if args.preset == "tiny" else "coco"
     args.configs = [dataclasses.replace(config, **cli.given(args, type(config))) for config in defaults]
     return args
 
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         training.steps * training.batch_size,
         args.skip_bad_files,
     )
-    frames = " + ".join(f"{len(s.frames):,} of {s.name}" for s in sources)
+    frames = " + ".join(f"{len(s.frames):,} of {s.name}{gaps_of(s)}" for s in sources)
     count = sum(p.numel() for p in model.parameters())
     say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
 
@@ -172,6 +172,12 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if accelerator.num_processes > 1 or args.log_with:
             accelerator.end_training()
+
+
+def gaps_of(source: FrameSource) -> str:
+    """Where frame numbers jump: that history breaks off there, which nobody sees in a loss."""
+    gaps = count_gaps(source.frames) if source.is_video else 0
+    return f" (history cut at {gaps} gap{'s' * (gaps > 1)} in their numbers)" if gaps else ""
 
 
 def start_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:

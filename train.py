@@ -16,7 +16,7 @@ with cli.imports():
 
 OPTIONS = recipe.options(
     dataset=("kitti_step",),
-    data_root_help="folder of each data set; none: data/KittiSTEP, downloaded if missing (15.6 GB)",
+    data_root_help="of each data set; none: data/KittiSTEP, downloaded if missing, 15.6 GB",
     results_folder="results/train",
 )
 

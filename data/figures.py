@@ -23,10 +23,6 @@ RIGHT, WRONG_CLASS, WRONG_TRACK, UNKNOWN = (232, 232, 232), (221, 120, 0), (0, 8
 ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track": WRONG_TRACK, "no truth": UNKNOWN}
 
 
-RIGHT, WRONG_CLASS, WRONG_TRACK, UNKNOWN = (232, 232, 232), (221, 120, 0), (0, 84, 168), (150, 150, 150)
-ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track": WRONG_TRACK, "no truth": UNKNOWN}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Films
 # ---------------------------------------------------------------------------------------------------------------------

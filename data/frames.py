@@ -86,6 +86,13 @@ def usual_step(numbers: Sequence[int]) -> int:
     return min(steps, key=lambda step: (-steps[step], step)) if steps else 1
 
 
+def count_gaps(frames: Sequence[FrameRef]) -> int:
+    """How often history breaks off within a sequence, at a jump in the numbers. frames: as a FrameSource has them."""
+    groups = groupby(frames, key=lambda f: f.sequence)
+    numbers = [[frame.number for frame in group] for _, group in groups]
+    return sum(b - a > usual_step(n) for n in numbers for a, b in pairwise(n))
+
+
 def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndarray:
     """For each frame the positions of its history in `frames`: int64 (N, T), -1 where there is none.
 

@@ -30,11 +30,7 @@ class HistoryConfig:
     corruption_split: float = _flag(0.0, "share of instances of which a part has another id there")
     corruption_merge: float = _flag(0.0, "share of instances that have the id of another there")
     corruption_class: float = _flag(0.0, "share of instances that are of another class of things there")
-    slot_order: str = _flag(
-        "random",
-        "slots of instances that the history does not show: drawn, as published; or by position and size",
-        choices=("random", "position"),
-    )
+    slot_order: str = _flag("random", "new instances' slots: drawn or by position", choices=("random", "position"))
 
     def __post_init__(self):
         for name in ("history_dropout", "history_absent", "history_corruption", "corruption_drop",

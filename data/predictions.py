@@ -204,7 +204,7 @@ class SequenceOutput:
             return
         picture = render.overlay(image, semantic, track)
         if self.overlay.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
-            picture = np.asarray(Image.fromarray(picture).resize(self.overlay.size[::-1]))
+            picture = render.fit(picture, *self.overlay.size, smooth=True)
         self.overlay.write(picture)
 
     def checkpoint(self, done: int, state: Any, failures: list[str], always: bool = False) -> None:

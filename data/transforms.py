@@ -24,19 +24,17 @@ class Augmentation:
     """How clips are varied in training. Raises ValueError for values outside their range."""
 
     scale_range: tuple[float, float] = _flag((0.8, 1.5), "scale jitter, as factors of the size that fits the image")
-    crop: bool = _flag(True, "place the window at random where the scaled frame is larger than the image (else centre)")
+    crop: bool = _flag(True, "cut a frame that is scaled too large at random, not in the middle")
     flip: float = _flag(0.5, "probability of mirroring the clip left to right")
     brightness: float = _flag(0.2, "brightness factor drawn from 1 +- this")
     contrast: float = _flag(0.2, "contrast factor drawn from 1 +- this")
     saturation: float = _flag(0.2, "saturation factor drawn from 1 +- this")
     hue: float = _flag(0.02, "hue shift drawn from +- this, as a fraction of the colour circle")
-    synthetic_history: float = _flag(
-        0.0, "probability that the history is the current frame's mask, moved at random; still images have no other"
-    )
-    motion_shift: float = _flag(0.03, "synthetic history: largest shift a frame, as a fraction of the frame's size")
-    motion_zoom: float = _flag(0.03, "synthetic history: largest change of scale a frame, as a fraction")
-    motion_rotation: float = _flag(1.0, "synthetic history: largest rotation a frame, in degrees")
-    motion_object: float = _flag(0.1, "synthetic history: largest own shift of an object, as a fraction of its size")
+    synthetic_history: float = _flag(0.0, "share of clips whose history is the frame's own mask, moved")
+    motion_shift: float = _flag(0.03, "moved history: largest shift a frame, as a fraction of its size")
+    motion_zoom: float = _flag(0.03, "moved history: largest change of scale a frame, as a fraction")
+    motion_rotation: float = _flag(1.0, "moved history: largest rotation a frame, in degrees")
+    motion_object: float = _flag(0.1, "moved history: largest own shift of an object, as a fraction of its size")
 
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:

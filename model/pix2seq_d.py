@@ -32,15 +32,15 @@ class ModelConfig:
     """
 
     # sizes, in pixels
-    image_size: tuple[int, ...] = _field((384, 1248), "model: sizes", "height and width that frames are fitted into")
-    mask_size: tuple[int, ...] = _field((96, 312), "model: sizes", "height and width of the mask that is denoised")
+    image_size: tuple[int, ...] = _field((384, 1248), "model", "height and width that frames are fitted into")
+    mask_size: tuple[int, ...] = _field((96, 312), "model", "height and width of the mask that is denoised")
     # codes
-    code_bits: tuple[int, ...] = _field((8, 8), "model: codes", "bits of the semantic code and of the instance slot")
-    scale: float = _field(0.1, "model: codes", "b: analog bits are -b and +b")
-    normalize_input: bool = _field(False, "model: codes", "divide the noisy bits by their standard deviation")
-    tracked: tuple[int, ...] = _field((11, 13), "model: codes", "trainIds of the classes with tracks")
+    code_bits: tuple[int, ...] = _field((8, 8), "model", "bits of the semantic code and of the instance slot")
+    scale: float = _field(0.1, "model", "b: analog bits are -b and +b")
+    normalize_input: bool = _field(False, "model", "divide the noisy bits by their standard deviation")
+    tracked: tuple[int, ...] = _field((11, 13), "model", "trainIds of the classes with tracks")
     # history
-    history_offsets: tuple[int, ...] = _field((-2, -1), "model: history", "past frames whose masks are input")
+    history_offsets: tuple[int, ...] = _field((-2, -1), "model", "past frames whose masks are input")
     # encoder
     backbone: str = _field("resnet50", "model: encoder", "ResNet without its last stage", choices=tuple(BACKBONES))
     backbone_norm: str = _field(
@@ -63,7 +63,7 @@ class ModelConfig:
     loss: str = _field(
         "softmax",
         "model: denoiser",
-        "softmax: cross-entropy over the codes; mse: squared error of the bits",
+        "cross-entropy of codes, or squared error of bits",
         choices=("softmax", "mse"),
     )
 

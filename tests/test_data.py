@@ -16,7 +16,7 @@ from data import kitti_step
 from data.cache import Cached
 from data.cityscapes import Cityscapes, read_target
 from data.clips import Augmentation, ClipFormat, Clips, FrameRef, content_size
-from data.frames import history_index, natural_key, usual_step
+from data.frames import count_gaps, history_index, natural_key, usual_step
 from data.kitti_step import KittiStep
 from data.labels import VOID, DataError, write_image
 from data.mixture import TrainingStream
@@ -229,6 +229,11 @@ def test_history_stops_at_gaps(numbers, expected):
 def test_history_never_crosses_sequences():
     frames = [FrameRef("a", 0), FrameRef("a", 1), FrameRef("b", 2), FrameRef("b", 3)]
     assert history_index(frames, (-2, -1)).tolist() == [[-1, -1], [-1, 0], [-1, -1], [-1, 2]]
+
+
+def test_gaps_are_counted_within_sequences():
+    numbers = {"a": (0, 1, 2, 10, 11, 12, 14), "b": (20, 25, 30, 40), "c": (7,)}
+    assert count_gaps([FrameRef(sequence, n) for sequence, all_of_it in numbers.items() for n in all_of_it]) == 3
 
 
 # --- training stream --------------------------------------------------------------------------------------------------

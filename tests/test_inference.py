@@ -128,6 +128,22 @@ def test_sequences_never_share_history_and_gaps_end_it(weights, tmp_path, capfd)
         inference.VideoPredictor = before
 
 
+def test_gaps_in_the_numbers_are_told_once_a_video(weights, tmp_path, capfd):
+    from inference import tell_gaps
+
+    source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8, 10, 20, 30)), *named("b", (0, 2, 4))])
+    tell_gaps(find_sequences(source))
+    (said,) = capfd.readouterr().out.splitlines()
+    assert said.startswith("a: 4 gaps in the frame numbers, before 7, 10, 20, ...: ")
+    source = folder_of(tmp_path / "few", named("c", (0, 1, 5)))
+    command = ("inference", "--input_folder", source, "--checkpoint", weights, "--overlay", "none", *QUICK[:-1])
+    told = call(capfd, *command, "--output_folder", tmp_path / "told")
+    alone = call(capfd, *command, "--output_folder", tmp_path / "alone", "--independent_frames")
+    quiet = call(capfd, *command, "--output_folder", tmp_path / "quiet", "--quiet")
+    assert told.out.startswith("c: a gap in the frame numbers, before 5: ") and len(told.out.splitlines()) == 2
+    assert alone.out == f"3 frames are in {tmp_path / 'alone'}\n" and quiet.out == ""
+
+
 def test_a_folder_beside_images_of_the_same_name_is_another_sequence(tmp_path):
     source = folder_of(tmp_path / "a", [*named("b", (0, 1)), "x.png", "a/1.png", "b/1.png"])
     names = [s.name for s in find_sequences(source)]
@@ -320,7 +336,7 @@ def test_a_truncated_image_stops_before_anything_is_written(weights, tmp_path, c
     assert not out.exists()
     for _ in range(2):  # the second time it is all done, and the list is the same
         result = infer(capfd, weights, source, out, "--skip_bad_files")
-        assert result.status == 1 and "2 frames could not be read" in result.err and "Traceback" not in result.err
+        assert result.status == 1 and "have no prediction: 2" in result.err and "Traceback" not in result.err
         assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000003_panoptic.png"]
         assert [e["frame"] for e in tracks(out)] == [0, 3]
 
@@ -332,7 +348,9 @@ def test_a_flipped_bit_costs_its_frame_alone(weights, tmp_path, capfd):
     data[data.index(b"IDAT") + 4] ^= 0xFF  # the header of the compressed stream
     path.write_bytes(data)
     result = infer(capfd, weights, source, out, overlay="gif")
-    assert result.status == 1 and "1 frames could not be read" in result.err and path.name in result.err
+    assert (
+        result.status == 1 and "could not be read and have no prediction: 1" in result.err and path.name in result.err
+    )
     assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000002_panoptic.png"]
     with Image.open(out / "a_overlay.gif") as film:
         assert film.n_frames == 2
@@ -441,6 +459,16 @@ def test_films_of_folders_within_folders_have_names_of_their_own(weights, tmp_pa
     infer(capfd, weights, source, tmp_path / "out", overlay="gif")
     films = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.gif")}
     assert films == {"a/b_overlay.gif", "a_b_overlay.gif", "in_overlay.gif"}
+
+
+def test_a_film_of_pictures_of_several_sizes_distorts_none(weights, tmp_path, capfd):
+    draw(tmp_path / "in" / "1.png", 0, (24, 48))
+    draw(tmp_path / "in" / "2.png", 1, (48, 24))  # upright: 12 wide at the film's height
+    infer(capfd, weights, tmp_path / "in", tmp_path / "out", overlay="gif")
+    with Image.open(tmp_path / "out" / "in_overlay.gif") as film:
+        film.seek(1)
+        lit = np.asarray(film.convert("RGB")).max(axis=(0, 2)) > 40
+    assert lit.tolist() == [18 <= x < 30 for x in range(48)]
 
 
 def test_a_film_keeps_the_speed_of_its_video(weights, tmp_path, capfd):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,17 +50,29 @@ def kitti(tmp_path):
 def test_the_help_shows_each_flag_with_one_default(capfd, script):
     result = call(capfd, script, "-h")
     assert result.status == 0 and result.err == ""
-    options = result.out[result.out.index("show this help") :].split("\n  --")[1:]
+    options = result.out.split("\n  --")[1:]
     assert len(options) > 8
     for text in options:
         text = " ".join(text.split())
         assert text.count("(default: ") == 1 and "None" not in text, text
 
 
+@pytest.mark.parametrize(("script", "lines"), [("train", 110), ("pretrain", 110), ("inference", 45), ("evaluate", 45)])
+def test_the_help_fits_on_two_screens(capfd, monkeypatch, script, lines):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = call(capfd, script, "-h").out
+    assert len(text.splitlines()) <= lines and max(map(len, text.splitlines())) <= 120
+    blank = text[text.index("(default: ") :].split("\n\n")
+    assert len(blank) == 1  # groups stand close, each under its title
+    assert len(re.findall(r"^[a-z':\- ]+:$", text, flags=re.MULTILINE)) >= 3
+
+
 def test_the_help_shows_the_defaults_of_the_preset(capfd):
     for preset, size in (("tiny", "96 320"), ("small", "384 1248")):
         text = call(capfd, "train", "--preset", preset, "-h").out
-        assert f"(default: {size})" in text[text.index("--image_size INT [INT ...] ") :][:200]
+        assert f"(default: {size})" in text[text.index("--image_size N ... ") :][:200]
+        weights = text[text.index("--backbone_weights TEXT ") :].splitlines()[0]
+        assert weights.endswith("(default: none)" if preset == "tiny" else "(default: coco)")
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp_path):
@@ -84,6 +97,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp
     [
         (("--step", 3), "did you mean --steps?"),
         (("--learning_rate", 1), "did you mean --lr?"),
+        (("--learning_rat=1",), "did you mean --lr?"),
         (("--steps", 0), "steps must be 1 or more"),
         (("--steps", "many"), "--steps"),
         (("--lr", "nan"), "lr must be above 0"),
