@@ -32,6 +32,7 @@ from data.frames import FrameSource, usual_step
 from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
 from data.registry import DATASETS
+from folders import sole_writer
 from metrics import Evaluation
 from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
@@ -109,8 +110,8 @@ def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]
 def run(args: argparse.Namespace) -> None:
     """One training run, from the parsed command line."""
     check(args)
-    model_config, training, loss, history, augmentation = args.configs
-    model_config = resolve_model(model_config, args)
+    loss = args.configs[2]
+    model_config = resolve_model(args.configs[0], args)
     if model_config.patch > 1 and model_config.patch % loss.loss_stride:
         raise ConfigError(f"loss_stride {loss.loss_stride} must divide the patch, {model_config.patch}")
     if args.dry_run:
@@ -120,15 +121,19 @@ def run(args: argparse.Namespace) -> None:
     with cli.writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
-    # Machine
     accelerator = start_accelerator(args, folder)
-    mixed = accelerator.mixed_precision
-    say = accelerator.print
+    with sole_writer(folder, "--results_folder", accelerator):
+        _run(args, model_config, accelerator)
+
+
+def _run(args: argparse.Namespace, model_config: ModelConfig, accelerator: Accelerator) -> None:
+    """The run itself, in a folder that is its own."""
+    _, training, loss, history, augmentation = args.configs
+    folder, say = Path(args.results_folder), accelerator.print
     set_seed(training.seed)
 
     # Data, before any weights are fetched
     sources = open_sources(args, model_config, "train")
-
     tracked = {cls for source in sources for cls in source.tracked}
     model_config = dataclasses.replace(model_config, tracked=tuple(sorted(tracked)))
 
@@ -151,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
     )
     frames = " + ".join(f"{len(s.frames):,} of {s.name}" for s in sources)
     count = sum(p.numel() for p in model.parameters())
-    say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
+    where = f"{accelerator.mixed_precision} on {accelerator.device}"
+    say(f"{count / 1e6:.1f} M parameters, {frames} frames, {where}; results in {folder}")
 
     # Validation and pictures
     validate, picture = None, None
