@@ -38,7 +38,7 @@ from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD, 
 from model import checkpoint as checkpoints
 from model.diffusion import LossConfig
 from model.encoder import load_backbone
-from model.streaming import config_of, precision, scaled_sizes
+from model.streaming import config_of, model_for, precision, scaled_sizes
 from model.training import TrainingConfig, fit
 
 TRACKERS = ("tensorboard", "wandb")
@@ -246,7 +246,7 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     # Resume
     if found := checkpoints.newest(folder, report=say):
         path, stored = found
-        model = build_model(fitted(stored, config, args, path))
+        model = model_for(fitted(stored, config, args, path), stored["training"]["weights"], path)
         say(f"resuming from {path}, step {stored['training']['step']}")
         return model, stored
 
@@ -254,7 +254,7 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     init = args.init or (folder / "model-0.pt" if (folder / "model-0.pt").exists() else None)
     if init:
         stored = checkpoints.load(init)
-        model = build_model(fitted(stored, config, args, init))
+        model = model_for(fitted(stored, config, args, init), stored["weights"], init)
         checkpoints.load_weights(model, stored["weights"], init)
         say(f"weights of {init}")
         return model, None
