@@ -26,6 +26,7 @@ from accelerate.utils import (
 
 import cli
 from data import render
+from data.backbones import backbone_file
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
 from data.frames import FrameSource, usual_step
@@ -262,7 +263,8 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     # Scratch
     model = build_model(config)
     if args.backbone_weights != "none":
-        load_backbone(model.encoder, config.backbone, args.backbone_weights)
+        path = backbone_file(args.backbone_weights, config.backbone, args.quiet)
+        load_backbone(model.encoder, config.backbone, path)
         say(f"backbone weights: {args.backbone_weights}")
     return model, None
 

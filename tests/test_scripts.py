@@ -148,6 +148,8 @@ def test_without_a_network_the_default_data_has_a_way_out(capfd, tmp_path, monke
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(kitti_step, "DEFAULT_ROOT", tmp_path / "KittiSTEP")
+    for size in ("ARCHIVE_SIZE", "UNPACKED_SIZE"):
+        monkeypatch.setattr(kitti_step, size, 1000)
     monkeypatch.setattr("socket.create_connection", unreachable)
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     monkeypatch.setattr("time.sleep", lambda _: None)
