@@ -182,7 +182,8 @@ def test_a_missing_package_says_how_to_activate_the_environment(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path):
+def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nobody asked for a network"))
     folder = tmp_path / "run"
     command = ("train", *FLAGS, *STREETS, "--results_folder", folder, "--save_every", 2, "--validate_every", 3)
     assert call(capfd, *command, "--steps", 3).status == 0
