@@ -30,6 +30,7 @@ with cli.imports():
     from data.labels import DataError
     from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
     from data.video import video_length
+    from folders import sole_writer
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion import SAMPLERS
     from model.tracking import adopt
@@ -95,8 +96,24 @@ def main() -> int:
     predictor = load(args, sampling, processes)
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(args.output_folder, "--output_folder", processes):
+        failures = write_all(args, sequences, predictor, version, processes)
 
-    # Videos, shared by the processes, a few side by side in each
+    if failures and processes.is_main_process:
+        print(f"inference.py: frames that could not be read and have no prediction: {len(failures)}", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
+    processes.wait_for_everyone()  # the first to end with status 1 ends all
+    processes.destroy_process_group()
+    return 1 if failures else 0
+
+
+def write_all(
+    args, sequences: list[Sequence], predictor: VideoPredictor, version: int | None, processes: PartialState
+) -> list[str]:
+    """The videos, shared by the processes, a few side by side in each. Returns what could not be read.
+
+    version: the time of change of the checkpoint before it was read.
+    """
     flags = {
         name: getattr(args, name) for group in ("sampling", "history") for name in (o.name for o in OPTIONS[group])
     }
@@ -120,15 +137,9 @@ def main() -> int:
         failures = gather_object(failures)  # waits for all
     if processes.is_main_process:
         merge_tracks(args.output_folder, [s.name for s in sequences])
-
     if processes.num_processes == 1 and not args.quiet:
         print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
-    if failures and processes.is_main_process:
-        print(f"inference.py: frames that could not be read and have no prediction: {len(failures)}", file=sys.stderr)
-        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
-    processes.wait_for_everyone()  # the first to end with status 1 ends all
-    processes.destroy_process_group()
-    return 1 if failures else 0
+    return failures
 
 
 def inputs(path: Path) -> list[Sequence]:

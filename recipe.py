@@ -26,18 +26,20 @@ from accelerate.utils import (
 
 import cli
 from data import render
+from data.backbones import backbone_file
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
 from data.frames import FrameSource, count_gaps, usual_step
 from data.labels import CLASS_NAMES, DataError, write_image
 from data.mixture import TrainingStream
 from data.registry import DATASETS
+from folders import sole_writer
 from metrics import Evaluation
 from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
 from model.diffusion import LossConfig
 from model.encoder import load_backbone
-from model.streaming import config_of, precision, scaled_sizes
+from model.streaming import config_of, model_for, precision, scaled_sizes
 from model.training import TrainingConfig, fit
 
 TRACKERS = ("tensorboard", "wandb")
@@ -109,8 +111,8 @@ def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]
 def run(args: argparse.Namespace) -> None:
     """One training run, from the parsed command line."""
     check(args)
-    model_config, training, loss, history, augmentation = args.configs
-    model_config = resolve_model(model_config, args)
+    loss = args.configs[2]
+    model_config = resolve_model(args.configs[0], args)
     if model_config.patch > 1 and model_config.patch % loss.loss_stride:
         raise ConfigError(f"loss_stride {loss.loss_stride} must divide the patch, {model_config.patch}")
     if args.dry_run:
@@ -120,15 +122,19 @@ def run(args: argparse.Namespace) -> None:
     with cli.writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
-    # Machine
     accelerator = start_accelerator(args, folder)
-    mixed = accelerator.mixed_precision
-    say = accelerator.print
+    with sole_writer(folder, "--results_folder", accelerator):
+        _run(args, model_config, accelerator)
+
+
+def _run(args: argparse.Namespace, model_config: ModelConfig, accelerator: Accelerator) -> None:
+    """The run itself, in a folder that is its own."""
+    _, training, loss, history, augmentation = args.configs
+    folder, say = Path(args.results_folder), accelerator.print
     set_seed(training.seed)
 
     # Data, before any weights are fetched
     sources = open_sources(args, model_config, "train")
-
     tracked = {cls for source in sources for cls in source.tracked}
     model_config = dataclasses.replace(model_config, tracked=tuple(sorted(tracked)))
 
@@ -151,7 +157,8 @@ def run(args: argparse.Namespace) -> None:
     )
     frames = " + ".join(f"{len(s.frames):,} of {s.name}{gaps_of(s)}" for s in sources)
     count = sum(p.numel() for p in model.parameters())
-    say(f"{count / 1e6:.1f} M parameters, {frames} frames, {mixed} on {accelerator.device}; results in {folder}")
+    where = f"{accelerator.mixed_precision} on {accelerator.device}"
+    say(f"{count / 1e6:.1f} M parameters, {frames} frames, {where}; results in {folder}")
 
     # Validation and pictures
     validate, picture = None, None
@@ -246,7 +253,7 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     # Resume
     if found := checkpoints.newest(folder, report=say):
         path, stored = found
-        model = build_model(fitted(stored, config, args, path))
+        model = model_for(fitted(stored, config, args, path), stored["training"]["weights"], path)
         say(f"resuming from {path}, step {stored['training']['step']}")
         return model, stored
 
@@ -254,7 +261,7 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     init = args.init or (folder / "model-0.pt" if (folder / "model-0.pt").exists() else None)
     if init:
         stored = checkpoints.load(init)
-        model = build_model(fitted(stored, config, args, init))
+        model = model_for(fitted(stored, config, args, init), stored["weights"], init)
         checkpoints.load_weights(model, stored["weights"], init)
         say(f"weights of {init}")
         return model, None
@@ -262,7 +269,8 @@ def initial_model(config: ModelConfig, args: argparse.Namespace, folder: Path, s
     # Scratch
     model = build_model(config)
     if args.backbone_weights != "none":
-        load_backbone(model.encoder, config.backbone, args.backbone_weights)
+        path = backbone_file(args.backbone_weights, config.backbone, args.quiet)
+        load_backbone(model.encoder, config.backbone, path)
         say(f"backbone weights: {args.backbone_weights}")
     return model, None
 

@@ -168,10 +168,21 @@ DAMAGES = (truncate, flip_bits, flip_header, zero_bytes, cut_out, other_type, hu
 
 
 def hostile(name: str, rng: random.Random, mark: Path) -> bytes | None:
-    """Files that are whole and mean harm: code in a checkpoint, a way out of an archive. None for other kinds."""
+    """Files that are whole and mean harm: code in a checkpoint, claims to any memory, a way out of an archive.
+
+    None for other kinds.
+    """
     buffer = io.BytesIO()
     if name == "model.pt":
-        content = {"format": checkpoints.FORMAT, "config": {}, "weights": {}, "extra": Payload(mark)}
+        content = {"format": checkpoints.FORMAT, "config": SMALL.to_dict(), "weights": {}}
+        content |= rng.choice(
+            (
+                {"extra": Payload(mark)},
+                {"weights": {"a": torch.zeros(1).expand(10**12)}},  # a kilobyte that unfolds to 4 TB
+                {"config": SMALL.to_dict() | {"encoder_dim": 8192, "encoder_depth": 100}},
+                {"config": SMALL.to_dict() | {"history_offsets": [-(10**9)]}},
+            )
+        )
         torch.save(content, buffer, _use_new_zipfile_serialization=rng.random() < 0.5)
         return buffer.getvalue()
     target = rng.choice((str(mark), f"../{mark.name}", f"top/../../{mark.name}"))

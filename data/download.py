@@ -3,6 +3,7 @@
 A download goes to `<path>.part`, from which a later run goes on, and gets its name when its size and sha256 are right.
 """
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -54,6 +55,7 @@ class _File:
     size: int
     timeout: float
     by_hand: str
+    unpacked: int = 0
 
     def error(self, text: str) -> DownloadError:
         return DownloadError(f"{text}. By hand: {self.by_hand}" if self.by_hand else text)
@@ -65,6 +67,7 @@ def download(
     size: int,
     sha256: str,
     *,
+    unpacked: int = 0,
     by_hand: str = "",
     timeout: float = 30.0,
     attempts: int = 6,
@@ -73,6 +76,7 @@ def download(
 ) -> Path:
     """Fetch a file of known size (bytes) and sha256 to `path`, going on from `<path>.part` where that is there.
 
+    unpacked: bytes that will be needed beside it for what it holds, which must be free before anything is fetched;
     timeout: seconds without (or almost without) data after which the connection is given up; attempts: in a row
     without progress; backoff: seconds before the second one, doubled each time, 30 at most; by_hand: what a user can
     do instead, for the message. Returns the path. Raises DownloadError.
@@ -82,8 +86,11 @@ def download(
         raise DownloadError(f"only http and https addresses are fetched, not {url}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    file = _File(url, part, size, timeout, by_hand or f"fetch {url} elsewhere and put it at {path}")
-    with locked(part):
+    file = _File(url, part, size, timeout, by_hand or f"fetch {url} elsewhere and put it at {path}", unpacked)
+    shared = os.access(
+        path.parent, os.W_OK
+    )  # a read-only folder has nothing to lock: the file is there, or not to be had
+    with locked(part) if shared else contextlib.nullcontext():
         if path.exists():
             if path.stat().st_size == size and _sha256(path, quiet) == sha256:
                 return path
@@ -104,10 +111,11 @@ def _fetch(file: _File, attempts: int, backoff: float, quiet: bool) -> None:
     """Bring the part file to its full size, over as many connections as it takes."""
     start = _part_size(file)
     free = shutil.disk_usage(file.part.parent).free
-    if free < file.size - start:
-        raise file.error(
-            f"{file.part.parent} has {gigabytes(free)} free, the download needs {gigabytes(file.size - start)}"
-        )
+    if free < file.size - start + file.unpacked:
+        needed = gigabytes(file.size - start)
+        if file.unpacked:
+            needed += f" and {gigabytes(file.unpacked)} to be unpacked"
+        raise file.error(f"{file.part.parent} has {gigabytes(free)} free, the download needs {needed}")
     if not quiet:
         rest = f", {gigabytes(start)} of it are there" if start else ""
         print(f"downloading {file.part.name.removesuffix('.part')}: {gigabytes(file.size)}{rest}", flush=True)

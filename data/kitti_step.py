@@ -22,12 +22,13 @@ REVISION = "3d14d271377c0af53ddbff26b32dd4a937e69cfa"
 ARCHIVE = "kitti_step.zip"
 ARCHIVE_SIZE = 15_603_758_691  # bytes
 ARCHIVE_SHA256 = "8a63817b76bf1b66ca8ccb0f13fdcdbf3921dcf7b4c0df586ca06965965ace70"
+UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly deflate; unpacking itself checks it exactly
 TOP_FOLDER = "kitti_out"  # in the archive
 
 NAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_(?P<kind>leftImg8bit|panoptic)\.png")
 HOW_TO_GET_IT = (
     f"KITTI-STEP is the file {ARCHIVE} of the model repository {REPOSITORY} on the Hugging Face hub; without "
-    f"--data_root it is downloaded ({ARCHIVE_SIZE / 1e9:.1f} GB)"
+    f"--data_root it is downloaded ({ARCHIVE_SIZE / 1e9:.1f} GB, and {UNPACKED_SIZE / 1e9:.1f} GB to unpack it)"
 )
 
 
@@ -68,7 +69,8 @@ def ensure_kitti_step(root: Path, is_default: bool) -> None:
     print(f"KITTI-STEP is not in {root}: getting it (once)", flush=True)
     archive = root / ARCHIVE
     by_hand = f"fetch {ARCHIVE} of {REPOSITORY} on the Hugging Face hub elsewhere and put it at {archive}"
-    download(hub_url(REPOSITORY, ARCHIVE, REVISION), archive, ARCHIVE_SIZE, ARCHIVE_SHA256, by_hand=by_hand)
+    url = hub_url(REPOSITORY, ARCHIVE, REVISION)
+    download(url, archive, ARCHIVE_SIZE, ARCHIVE_SHA256, unpacked=UNPACKED_SIZE, by_hand=by_hand)
     unpack(archive, root / TOP_FOLDER, inner=TOP_FOLDER)
     print(f"unpacked to {root / TOP_FOLDER}; {archive} is needed no longer", flush=True)
 

@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -156,10 +157,11 @@ class SequenceOutput:
 
     def _stored(self) -> dict[str, Any] | None:
         try:
+            with zipfile.ZipFile(self.state_path) as archive:  # torch itself does not compare the checksums
+                if archive.testzip():
+                    return None
             stored = torch.load(self.state_path, weights_only=True)
-        except FileNotFoundError:
-            return None
-        except Exception:  # damaged: as if there were none
+        except Exception:  # not there, or damaged: as if there were none
             return None
         if not isinstance(stored, dict) or stored.get("key") != self.key:
             print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, starting over")
@@ -168,9 +170,9 @@ class SequenceOutput:
             return None
         frames = self.sequence.frames
         if frames is not None:
-            written = [(self.folder / f.output).exists() for f in frames[: stored["done"]]]
-            if sum(written) < stored["lines"]:
-                return None  # predictions have been deleted since
+            there = (self.folder / f.output for f in frames[: stored["done"]])
+            if sum(path.exists() and path.stat().st_size > 0 for path in there) < stored["lines"]:
+                return None  # predictions have been deleted since, or emptied as by a power cut
         return stored
 
     def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

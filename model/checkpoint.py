@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from model.verify import Refused, verify
+
 FORMAT = "pix2seq-d/1"
 LATEST = "model-latest.pt"
 
@@ -66,27 +68,27 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, verified, with nothing in it executed. Raises CheckpointError."""
+    """Read a checkpoint onto the CPU, verified, with nothing in it executed, and with memory in proportion to its size.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise CheckpointError(f"{path} is refused: its records are compressed, which no checkpoint's are")
-            if altered := archive.testzip():
-                raise CheckpointError(f"{path} is damaged: the checksum of {altered} does not fit")
+        verify(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+    except Refused as error:
+        raise CheckpointError(f"{path} is refused: {error}") from None
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {error}") from None
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except IsADirectoryError:
         raise CheckpointError(f"{path} is a folder, not a checkpoint") from None
     except PermissionError:
         raise CheckpointError(f"{path} cannot be read: permission denied") from None
-    except Exception as error:  # damaged or refused: torch raises RuntimeError, UnpicklingError, EOFError, KeyError...
-        kind = "refused" if "weights_only" in str(error).lower() else "damaged"
+    except Exception as error:  # damaged: pickle and torch raise UnpicklingError, EOFError, KeyError, RuntimeError, ...
         reason = f"it is no checkpoint of tensors and plain values ({type(error).__name__})"
-        raise CheckpointError(f"{path} is {kind}: {reason}") from None
+        raise CheckpointError(f"{path} is damaged: {reason}") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this program (its format is not {FORMAT})")
     if not isinstance(checkpoint.get("config"), dict) or not _is_weights(checkpoint.get("weights")):
@@ -102,7 +104,8 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_training(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(type(value.get(k)) is int for k in ("step", "ema_step")):
+    counts = [value.get(k) for k in ("step", "ema_step")] if isinstance(value, dict) else [None]
+    if not all(type(n) is int and 0 <= n < 2**53 for n in counts):
         return False
     return _is_weights(value.get("weights")) and isinstance(value.get("optimizer"), dict)
 
@@ -139,6 +142,12 @@ def newest(folder: str | Path, report=print) -> tuple[Path, dict[str, Any]] | No
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
     """Load weights strictly; half-precision files are widened. Raises CheckpointError that says what does not fit."""
     own = model.state_dict()
+    check_shapes(own, weights, source)
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})
+
+
+def check_shapes(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Raise CheckpointError where weights are not those of a model whose state dict is `own`."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(map(str, weights.keys() - own.keys()))
     wrong = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
     if missing or extra or wrong:
@@ -147,7 +156,15 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], sourc
             f"{source} is of another configuration: {len(wrong)} tensors of another size, {len(missing)} missing, "
             f"{len(extra)} unknown (as {example}); is it of another preset?"
         )
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in weights.items()})
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where the state that was loaded into AdamW is not that of its parameters."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        shapes = {name: tuple(value.shape) for name, value in optimizer.state.get(parameter, {}).items()}
+        size = tuple(parameter.shape)
+        if shapes and shapes != {"step": (), "exp_avg": size, "exp_avg_sq": size}:
+            raise ValueError(f"a parameter of size {size} has the state {shapes}"[:200])
 
 
 def prune(folder: str | Path, keep: int, milestone: int) -> None:

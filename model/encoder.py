@@ -4,6 +4,7 @@ Pix2Seq-D (arXiv 2210.06366, section 3.2 and figure 4): a ResNet followed by tra
 maps of several resolutions are merged to the size of the mask as in a feature pyramid network (arXiv 1612.03144).
 """
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,11 @@ import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.checkpoint import CheckpointError
 from model.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding, zero_init
+from model.verify import Refused, verify
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -110,13 +111,12 @@ class ImageEncoder(nn.Module):
         # fmt: on
 
 
-def load_backbone(encoder: ImageEncoder, backbone: str, source: str) -> None:
-    """Initialise the ResNet of an encoder: `coco`, `imagenet`, or the path of a file with a ResNet's state dict.
+def load_backbone(encoder: ImageEncoder, backbone: str, path: Path) -> None:
+    """Initialise the ResNet of an encoder from a file with a ResNet's or a torchvision detector's state dict.
 
-    `coco` is the backbone of torchvision's FasterRCNN_ResNet50_FPN_V2. Fetched once into torch's own cache, with its
-    hash checked. Raises CheckpointError where the weights cannot be had or do not fit.
+    Raises CheckpointError where the file cannot be read or does not fit.
     """
-    state = _backbone_state(backbone, source)
+    state = _backbone_state(path)
     for prefix in ("backbone.body.", "module.", ""):  # a detector's file, a DataParallel file, a plain ResNet's
         if f"{prefix}conv1.weight" in state:
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -129,30 +129,24 @@ def load_backbone(encoder: ImageEncoder, backbone: str, source: str) -> None:
             renamed[f"{target[head]}.{tail}"] = value
     wanted = {k: v for k, v in encoder.state_dict().items() if k.startswith(("stem.", "stages."))}
     if missing := [k for k, v in wanted.items() if k not in renamed or renamed[k].shape != v.shape]:
-        raise CheckpointError(f"weights {source!r} do not fit a {backbone}: {missing[0]} is missing or another size")
+        raise CheckpointError(f"weights {str(path)!r} do not fit a {backbone}: {missing[0]} is missing or another size")
     encoder.load_state_dict({k: renamed[k] for k in wanted}, strict=False)
 
 
-def _backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
-    if source == "coco" and backbone != "resnet50":
-        raise CheckpointError(f"there are COCO weights for resnet50 only, not for {backbone}: use imagenet or none")
-    weights = {
-        ("coco", "resnet50"): FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
-        ("imagenet", "resnet50"): torchvision.models.ResNet50_Weights.IMAGENET1K_V2,
-        ("imagenet", "resnet18"): torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
-    }.get((source, backbone))
-    if weights is None and source in ("coco", "imagenet"):
-        raise CheckpointError(f"there are no {source} weights for {backbone}: use --backbone_weights none")
+def _backbone_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of the one under "model"."""
     try:
-        if weights is not None:
-            return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        state = torch.load(Path(source), map_location="cpu", weights_only=True)
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"no network? {error}"
+        if zipfile.is_zipfile(path):
+            verify(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
         raise CheckpointError(
-            f"backbone weights {source!r} cannot be had ({reason}): give a file, or --backbone_weights none to start "
-            "from scratch"
+            f"backbone weights {str(path)!r}: there is no such file; --backbone_weights none starts from scratch"
         ) from None
     except Exception as error:  # torch.load raises many types for damaged or refused files
-        raise CheckpointError(f"backbone weights {source!r} cannot be read ({type(error).__name__})") from None
-    return state.get("model", state)
+        reason = str(error) if isinstance(error, Refused) else type(error).__name__
+        raise CheckpointError(f"backbone weights {str(path)!r} cannot be read ({reason})") from None
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        raise CheckpointError(f"backbone weights {str(path)!r} hold a {type(state).__name__}, and no state dict")
+    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}

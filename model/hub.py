@@ -91,8 +91,11 @@ class HubModel(Pix2SeqD, PyTorchModelHubMixin):
         if not Path(model_id).is_dir():
             path = hf_hub_download(model_id, WEIGHTS, **{name: options[name] for name in places})
         try:
-            model = cls(config=config)
             weights = load_file(path)
+            with torch.device("meta"):  # nothing is allocated before the sizes fit
+                own = cls(config=config).state_dict()
+            checkpoints.check_shapes(own, weights, model_id)
+            model = cls(config=config)
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{model_id}: config.json is of no model of this program ({error})") from None
         except (SafetensorError, FileNotFoundError) as error:

@@ -1,6 +1,8 @@
 """Pix2Seq-D: its configuration, the presets, and the assembled model (arXiv 2210.06366)."""
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,12 @@ from model.unet import PIXEL_DIM, Condition, Grid, TransUNet
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
 FIRST_THING = 11  # trainIds from here on are things
+
+# What a configuration may ask for where no weight's size bears it out, so that a file cannot ask for any memory
+MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
+MAX_HISTORY = 100  # frames back
+MAX_SLOT_BITS = 16  # ids are stored in as many
+MAX_LEVELS = 8
 
 
 class ConfigError(ValueError):
@@ -70,18 +78,24 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("image_size", "mask_size"):
             size = getattr(self, name)
-            if len(size) != 2 or min(size) < 8 or max(size) > 16_384:
-                raise ConfigError(f"{name} {size} must be height and width, 8 to 16384 each")
+            if len(size) != 2 or min(size) < 8 or max(size) > 16_384 or math.prod(size) > MAX_PIXELS:
+                raise ConfigError(
+                    f"{name} {size} must be height and width, 8 to 16384 each, {MAX_PIXELS:,} pixels at most"
+                )
         several = len(self.code_bits) >= 2 and all(1 <= n <= 8 for n in self.code_bits)
         if not several or 2 ** self.code_bits[0] <= NUM_CLASSES:
             raise ConfigError(f"code_bits {self.code_bits}: two or more codes of 1 to 8 bits, the first of 5 or more")
+        if sum(self.code_bits[1:]) > MAX_SLOT_BITS:
+            raise ConfigError(f"code_bits {self.code_bits}: the slot's codes may have {MAX_SLOT_BITS} bits together")
+        if self.history_length > MAX_HISTORY:
+            raise ConfigError(f"history_offsets {self.history_offsets} must not reach back over {MAX_HISTORY} frames")
         if any(o >= 0 for o in self.history_offsets) or list(self.history_offsets) != sorted(set(self.history_offsets)):
             raise ConfigError(f"history_offsets {self.history_offsets} must be negative and ascending, as in -2 -1")
         if self.patch < 1 or any(n % self.patch for n in self.mask_size):
             raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
         if self.detail and self.patch == 1:
             raise ConfigError("detail is for a patch above 1: without patches the map has the mask's size already")
-        if not self.scale > 0:
+        if not 0 < self.scale < math.inf:
             raise ConfigError(f"scale {self.scale} must be above 0")
         for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
             if not 1 <= getattr(self, name) <= 8192:
@@ -93,8 +107,9 @@ class ModelConfig:
             raise ConfigError(f"dropout must be 0 or more and below 1, not {self.dropout}")
         if self.dim % 2:
             raise ConfigError(f"dim {self.dim} must be even: half of the time's encoding is sines, half cosines")
-        if self.multipliers[0] != 1 or min(self.multipliers) < 1 or max(self.multipliers) > 64:
-            raise ConfigError(f"multipliers {self.multipliers} must start with 1 and be 1 to 64 each")
+        levels = self.multipliers
+        if not 1 <= len(levels) <= MAX_LEVELS or levels[0] != 1 or min(levels) < 1 or max(levels) > 64:
+            raise ConfigError(f"multipliers {levels} must be at most {MAX_LEVELS}, start with 1 and be 1 to 64 each")
         for name, width, heads in (
             ("encoder", self.encoder_dim, self.encoder_heads),
             ("transformer", self.transformer_dim, self.transformer_heads),
@@ -126,11 +141,18 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know."""
+        """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know, and for other types."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, kind in typing.get_type_hints(cls).items():
+            value, several = values.get(name), typing.get_origin(kind) is tuple
+            kinds = {int, float} if kind is float else {int} if several else {kind}
+            parts = value if several and isinstance(value, tuple) else [value]
+            if name in values and (isinstance(value, tuple) != several or not {type(v) for v in parts} <= kinds):
+                raise ConfigError(f"{name} cannot be {value!r}"[:200])
+        return cls(**values)
 
 
 # For a CPU: 5.8 M parameters, everything from scratch; the mask at the image's size, in patches.

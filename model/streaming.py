@@ -9,6 +9,7 @@ be batched and a half-done one can be resumed.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from model import checkpoint as checkpoints
 from model.diffusion import SAMPLERS, denoiser_of, seeded
 from model.geometry import content_size, fit_frame, restore
 from model.hub import HubMixin
-from model.pix2seq_d import FIRST_THING, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
+from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance
 
@@ -257,13 +258,23 @@ class VideoPredictor(HubMixin):
 
 def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
     """The model of a checkpoint with its averaged weights. Raises CheckpointError."""
-    config = config_of(stored, source)
-    try:
-        model = Pix2SeqD(config)
-    except Exception as error:  # values that no program of ours wrote: any type of error
-        raise checkpoints.CheckpointError(f"{source} holds a model that cannot be built ({error})") from None
+    model = model_for(config_of(stored, source), stored["weights"], source)
     checkpoints.load_weights(model, stored["weights"], source)
     return model
+
+
+def model_for(config: ModelConfig, weights: dict[str, Tensor], source: str | Path) -> Pix2SeqD:
+    """A model of a configuration that came with weights. Raises CheckpointError where the two do not fit.
+
+    It is laid out without memory first, so that a file cannot ask for more than it holds.
+    """
+    try:
+        with torch.device("meta"):
+            own = Pix2SeqD(config).state_dict()
+    except Exception as error:  # values that no program of ours wrote: any type of error
+        raise checkpoints.CheckpointError(f"{source} holds a model that cannot be built ({error})") from None
+    checkpoints.check_shapes(own, weights, source)
+    return Pix2SeqD(config)
 
 
 def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
@@ -285,6 +296,8 @@ def scaled_sizes(config: ModelConfig, image_size: Sequence[int] | None) -> tuple
         raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
     ratio = config.image_size[0] / config.mask_size[0]
     mask = tuple(max(config.patch, round(n / ratio / config.patch) * config.patch) for n in image_size)
+    if max(math.prod(image_size), math.prod(mask)) > MAX_PIXELS:
+        raise ConfigError(f"image_size {tuple(image_size)} and its mask {mask} may have {MAX_PIXELS:,} pixels at most")
     return tuple(image_size), mask
 
 

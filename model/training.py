@@ -164,17 +164,18 @@ class Run:
         unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         checkpoints.load_weights(unwrapped, training["weights"], "the checkpoint")
         checkpoints.load_weights(self.ema.ema_model, stored["weights"], "the checkpoint")
-        chosen = [(group["weight_decay"], group["betas"]) for group in self.optimizer.param_groups]
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(training["optimizer"])
-        except (ValueError, KeyError) as error:
+            checkpoints.check_moments(self.optimizer)
+            if self.accelerator.scaler is not None and training.get("scaler"):
+                self.accelerator.scaler.load_state_dict(training["scaler"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise checkpoints.CheckpointError(f"the optimizer's state does not fit this run: {error}") from None
-        for group, (weight_decay, betas) in zip(self.optimizer.param_groups, chosen, strict=True):
-            group.update(weight_decay=weight_decay, betas=betas)  # of this command line, where it differs
+        for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(settings)  # of this command line, and not of the file
         self.ema.step.fill_(training["ema_step"])
         self.ema.initted.fill_(True)
-        if self.accelerator.scaler is not None and training.get("scaler"):
-            self.accelerator.scaler.load_state_dict(training["scaler"])
         self.step = self.saved = training["step"]
 
     def save(self) -> None:

@@ -256,6 +256,8 @@ def model():
 def file_of(model, path, step=None, **changes):
     config = dataclasses.replace(model.config, **changes)
     stored = content(step) | {"config": config.to_dict(), "weights": model.state_dict()}
+    if step is not None:
+        stored["training"]["weights"] = model.state_dict()
     save(path, stored)
     return path
 

@@ -1,94 +1,19 @@
 """Downloads from a server that misbehaves, and archives that want out of their folder."""
 
-import hashlib
-import http.server
 import io
 import os
 import stat
 import tarfile
-import threading
 import time
 import zipfile
 
 import numpy as np
 import pytest
+from serving import BODY, SHA
 
 from data import archives
 from data.archives import DownloadError, unpack
 from data.download import download
-
-BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
-SHA = hashlib.sha256(BODY).hexdigest()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY with ranges; `script` holds what to do wrong, one entry a request, None for nothing."""
-
-    daemon_threads = True
-
-    def __init__(self, script=(), ranges=True):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.ranges, self.requests = list(script), ranges, []
-        self.released = threading.Event()
-
-    def handle_error(self, request, client_address):
-        pass  # connections that break are what is tested
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.requests.append(asked)
-        fault, value = (server.script.pop(0) if server.script else None) or (None, None)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges else 0
-        body = BODY[start:]
-        if fault == "status":
-            self.send_error(value)
-            return
-        self.send_response(206 if asked and server.ranges else 200)
-        if asked and server.ranges:
-            first = start + (value if fault == "range" else 0)
-            self.send_header("Content-Range", f"bytes {first}-{len(BODY) - 1}/{len(BODY)}")
-        if fault != "no length":
-            self.send_header("Content-Length", str(len(body) + (value if fault == "length" else 0)))
-        self.end_headers()
-        if fault == "wrong bytes":
-            body = bytes(len(body))
-        if fault == "page":
-            body = b"<html>please log in</html>"
-        if fault in ("cut", "stall", "crawl"):
-            self.wfile.write(body[:value])
-            self.wfile.flush()
-            while fault == "crawl" and not server.released.wait(0.05):
-                self.wfile.write(b"x")
-                self.wfile.flush()
-            if fault == "stall":
-                server.released.wait(20)
-            return
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Start a server with a script; `get` downloads from it with short waits."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    running = []
-
-    def start(*script, **options):
-        server = Server(script, **options)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        running.append(server)
-        return server
-
-    yield start
-    for server in running:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
 
 
 def get(server, path, **options):
@@ -195,6 +120,10 @@ def test_no_network_and_no_room_are_one_clear_line(tmp_path):
     assert time.monotonic() - start < 5
     with pytest.raises(DownloadError, match=r"GB free, the download needs 1000000000\.0 GB"):
         download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", 10**18, SHA, quiet=True)
+    with pytest.raises(
+        DownloadError, match=r"has .* free, the download needs 0\.00 MB and 1000000000\.0 GB to be unpacked"
+    ):
+        download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", 10, SHA, unpacked=10**18, quiet=True)
     with pytest.raises(DownloadError, match="only http"):
         download(f"file://{tmp_path}/x", tmp_path / "file.zip", 10, SHA)
 

@@ -6,6 +6,7 @@ import multiprocessing.connection
 import os
 import signal
 import time
+import zipfile
 
 import av
 import numpy as np
@@ -70,8 +71,9 @@ def tracks(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_names_sizes_and_order(weights, tmp_path, capfd):
+def test_names_sizes_and_order(weights, tmp_path, capfd, monkeypatch):
     """Sub-folders, sequences by name and plain names side by side; each frame keeps its size; 9 comes before 10."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nobody asked for a network"))
     source = folder_of(tmp_path / "in", [*named("0002", (3, 4)), "b/frame_10.png", "b/frame_9.jpg", "b/deep/1.png"])
     draw(source / "b" / "frame_11.png", 7, (41, 77))
     draw(source / "b" / "frame_9_panoptic.png", 8)  # labels and films beside the images are none
@@ -263,6 +265,21 @@ def test_a_killed_run_goes_on_to_the_same_files(weights, whole, tmp_path, capfd)
     for name in ("tracks.jsonl", "a_overlay.gif", "b_overlay.gif"):
         assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_damaged_state_costs_time_and_no_mask(weights, whole, tmp_path, capfd):
+    """A flipped bit in the stored history, which would go on in all later frames; a mask emptied by a power cut."""
+    source, expected = whole
+    assert in_another_process(weights, source, tmp_path, kill_at=3) == -signal.SIGKILL
+    (state,) = (tmp_path / ".inference").glob("*.pt")
+    data = bytearray(state.read_bytes())
+    with zipfile.ZipFile(state) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        data[data.index(archive.read(largest)) + largest.file_size // 2] ^= 1
+    state.write_bytes(data)
+    assert in_another_process(weights, source, tmp_path, wait=True) == 0 and masks(tmp_path) == masks(expected)
+    (tmp_path / "a_000001_panoptic.png").write_bytes(b"")
+    assert in_another_process(weights, source, tmp_path, wait=True) == 0 and masks(tmp_path) == masks(expected)
 
 
 def test_what_has_changed_starts_over_and_says_so(weights, tmp_path, capfd):

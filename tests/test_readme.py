@@ -19,6 +19,7 @@ LINES = [line.partition("  #")[0].strip() for kind, block in BLOCKS if kind == "
 PROSE = " ".join(re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).split())
 IN_TABLES = re.findall(r"`((?:python|bash|torchrun) [^`]*)`", PROSE)
 COMMANDS = sorted({line for line in [*LINES, *IN_TABLES] if line and not line.startswith("#")})
+LAUNCHERS = ("python", "torchrun", "accelerate")
 OTHERS = ("source", "mamba", "jupyter", "tensorboard")
 
 
@@ -32,7 +33,7 @@ def script_of(command: str) -> tuple[str, list[str]] | None:
     if words[0] == "python" and words[1] == "-m":
         return words[2].replace(".", "/") + ".py", words[3:]
     scripts = [n for n, word in enumerate(words) if word.endswith(".py")]
-    return (words[scripts[0]], words[scripts[0] + 1 :]) if scripts and words[0] in ("python", "torchrun") else None
+    return (words[scripts[0]], words[scripts[0] + 1 :]) if scripts and words[0] in LAUNCHERS else None
 
 
 def test_there_is_something_to_check():

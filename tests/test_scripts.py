@@ -162,6 +162,8 @@ def test_without_a_network_the_default_data_has_a_way_out(capfd, tmp_path, monke
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(kitti_step, "DEFAULT_ROOT", tmp_path / "KittiSTEP")
+    for size in ("ARCHIVE_SIZE", "UNPACKED_SIZE"):
+        monkeypatch.setattr(kitti_step, size, 1000)
     monkeypatch.setattr("socket.create_connection", unreachable)
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -194,7 +196,8 @@ def test_a_missing_package_says_how_to_activate_the_environment(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path):
+def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nobody asked for a network"))
     folder = tmp_path / "run"
     command = ("train", *FLAGS, *STREETS, "--results_folder", folder, "--save_every", 2, "--validate_every", 3)
     assert call(capfd, *command, "--steps", 3).status == 0

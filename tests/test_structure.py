@@ -40,6 +40,18 @@ def test_the_command_line_needs_the_standard_library_alone():
     assert set(imported(ROOT / "cli.py")) <= sys.stdlib_module_names
 
 
+def test_no_file_is_run():
+    """No shell, which would read a file's name as a command; no pickle but tensors, no eval, no code out of a file."""
+    forbidden = {"os.system", "os.popen", "pickle.load", "pickle.loads", "eval", "exec", "joblib.load", "np.load"}
+    calls = [node for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    assert "torch.load" in names and not forbidden & set(names)
+    for call, name in zip(calls, names, strict=True):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert name != "torch.load" or given.get("weights_only") == "True"
+        assert given.get("shell", "False") == "False" and given.get("allow_pickle", "False") == "False"
+
+
 def test_a_file_is_one_thing():
     """About 400 lines at most, functions about 60."""
     assert len(FILES) > 40

@@ -238,14 +238,31 @@ def test_two_processes_do_the_training_of_one(precise, limit, tmp_path):
     assert len(losses[0]) == 50 and losses[0] == pytest.approx(losses[1], rel=10 * limit)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(precise, tmp_path):
-    process = started(tmp_path, precise=True)
-    wait_for(lambda: lines(tmp_path) >= 3, process)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    assert 3 <= end_of(tmp_path)["training"]["step"] < 7
-    together(tmp_path, 2, precise=True)
-    assert difference(precise, tmp_path) < 1e-6 and [e["step"] for e in log_of(tmp_path)] == list(range(1, 8))
+class Noted(Scenes):
+    """Writes down which samples are asked for, by whichever process; at number 8, in step 3, comes a SIGTERM."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def __getitem__(self, n):
+        with self.path.open("a") as file:
+            file.write(f"{n}\n")
+        if n == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(n)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(precise, tmp_path, before, after):
+    """It is the training of one process, of the same samples: each is seen once, and none is left out."""
+    folder, samples = tmp_path / "run", Noted(tmp_path / "samples")
+    for processes, steps in ((before, 3), (after, 7)):
+        together(folder, processes, precise=True, samples=samples)
+        assert end_of(folder)["training"]["step"] == steps
+        seen = sorted(map(int, samples.path.read_text().split()))
+        assert seen == list(range(4 * steps))  # batches of 4
+    assert difference(precise, folder) < 1e-6 and [e["step"] for e in log_of(folder)] == list(range(1, 8))
 
 
 def test_slices_are_the_training_of_the_whole_batch(precise, tmp_path):

@@ -1,0 +1,25 @@
+"""Fixtures that several files of tests share."""
+
+import threading
+
+import pytest
+from serving import Server
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server with a script; `get` downloads from it with short waits."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = []
+
+    def start(*script, **options):
+        server = Server(script, **options)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
