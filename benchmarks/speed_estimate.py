@@ -1,12 +1,11 @@
 """What full trainings would cost: estimates, from counted work, an assumed share of a GPU's rate, and the measured
 loader. The work is counted on tensors without values, so that this takes seconds for any preset."""
 
-import dataclasses
-
 import torch
 
 import recipe
 import train
+from benchmarks.speed_inference import sizes
 from benchmarks.speed_timing import Row, Setup, config_of, gflops
 from benchmarks.speed_training import loader_rates
 from model import PRESETS, ModelConfig, Pix2SeqD
@@ -25,7 +24,7 @@ def estimate(setup: Setup) -> list[Row]:
         config = config_of(preset, setup.image_size)
         loss = recipe.preset_configs(preset, train.RECIPES)[2]
         work = work_of(config, loss)
-        rows.append(Row(f"{preset}: work of a training sample", work, "GFLOP", note="counted, forward and backward"))
+        rows.append(Row(f"{preset}: work of a training sample", work, "GFLOP", note=f"counted; {sizes(config)}"))
         a_second = RATE * SHARE / (work * 1e9)
         for name, (steps, batch) in FULL_TRAINING.items():
             for gpus in GPUS:
@@ -46,7 +45,7 @@ def estimate(setup: Setup) -> list[Row]:
 def work_of(config: ModelConfig, loss: LossConfig) -> float:
     """GFLOP of one training sample, forward and backward, without recomputed activations (which are no use of it)."""
     with torch.device("meta"):
-        model = Pix2SeqD(dataclasses.replace(config)).train()
+        model = Pix2SeqD(config).train()
         maps = (1, len(config.history_offsets) + 1, *config.mask_size)
         batch = {name: torch.zeros(maps, dtype=torch.uint8) for name in ("semantic", "instance")}
         batch |= {name: torch.ones(maps, dtype=torch.bool) for name in ("semantic_known", "instance_known")}
