@@ -66,6 +66,7 @@ OPTIONS = {
         cli.Option("image_size", None, "size that frames are fitted into; none: the model's", kind=int, nargs=2),
         cli.Option("batch_videos", 1, "videos predicted side by side"),
         cli.Option("compile", False, "compile the network; pays off after some hundred frames"),
+        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs; not yet run on a GPU"),
         cli.Option("quiet", False, "no progress bar"),
     ],
 }  # fmt: skip
@@ -75,6 +76,7 @@ def main() -> int:
     parser = cli.Parser(__doc__)
     cli.add_options(parser, OPTIONS)
     args = parser.parse_args()
+    cli.keep_freed_memory()
 
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
@@ -202,6 +204,7 @@ def load(args, sampling: StreamConfig, processes: PartialState) -> VideoPredicto
         mixed_precision=args.mixed_precision,
         image_size=args.image_size,
     )
+    predictor.only_infer(args.cuda_graphs)
     if args.compile:
         predictor.model.compile_parts()
     return predictor

@@ -11,11 +11,13 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import cli
 import recipe
 import train
 from benchmarks import earlier_design
 from benchmarks.earlier_design import EarlierDesign
-from benchmarks.speed_inference import arguments, autocast, call_inference, checkpoint_of, inputs, make_frames, sizes
+from benchmarks.speed_files import arguments, call_inference, checkpoint_of, make_frames
+from benchmarks.speed_inference import autocast, inputs, sizes
 from benchmarks.speed_timing import (
     Row,
     Setup,
@@ -27,11 +29,11 @@ from benchmarks.speed_timing import (
     ratio_row,
     row,
 )
-from benchmarks.speed_training import Stepper, clips, pngs, rendered, repeat, samples_per_second
+from benchmarks.speed_training import Stepper, clips, loader_rates, rendered, repeat
 from data import predictions
-from data.cache import Cached
 from model import ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of
+from model.loop import cast_weights
 from model.schedule import sampling_times
 from model.training import TrainingConfig
 
@@ -137,10 +139,7 @@ def optimisations(setup: Setup, preset: str) -> list[Row]:
     rows = _network_ones(setup, preset)
     if not setup.quick:
         rows.append(compiling(setup, preset))
-    if setup.cuda:
-        rows.append(Row(f"{preset}: CUDA graphs", None, note="not measured: see benchmarks/speed.md"))
-    else:
-        rows.append(Row(f"{preset}: CUDA graphs", None, note=NOT_OF_A_GPU))
+    rows.append(graphs(setup, preset) if setup.cuda else Row(f"{preset}: CUDA graphs", None, note=NOT_OF_A_GPU))
     rows.append(overlap(setup, preset))
     rows.append(side_by_side(setup, preset))
     rows.append(caching(setup, preset))
@@ -159,7 +158,7 @@ def frame_call(
     def frame() -> torch.Tensor:
         with autocast(predictor) if half else contextlib.nullcontext():
             condition = model.condition(model.encode(i["image"]), i["history"])
-            return SAMPLERS["ddim"](denoiser_of(model, condition), i["x"], times, lambda: i["x"])
+            return predictor.sampling(model, "ddim", condition, i["x"], times, None)
 
     return frame
 
@@ -167,28 +166,40 @@ def frame_call(
 def _network_ones(setup: Setup, preset: str) -> list[Row]:
     config = config_of(preset, setup.image_size)
     predictor = predictor_of(dataclasses.replace(setup, compile=False), config, steps=2 if setup.quick else 8)
+    weights = build(config, setup.weights)[0].state_dict()
 
-    def copy(kind: type[Pix2SeqD], layout: torch.memory_format) -> Pix2SeqD:
+    def copy(
+        kind: type[Pix2SeqD] = Pix2SeqD, layout: torch.memory_format = torch.channels_last, cast: bool = True
+    ) -> Pix2SeqD:
         model = kind(config).eval()
-        model.load_state_dict(predictor.model.state_dict())
+        model.load_state_dict(weights)
+        cast_weights(model, predictor.dtype if cast else None)
         return model.to(predictor.device, memory_format=layout)
 
-    with_all = frame_call(predictor)
-    plain_attention = frame_call(predictor)
+    with_all, float_weights = frame_call(predictor), copy(cast=False)
 
     def unfused() -> torch.Tensor:
         with sdpa_kernel(SDPBackend.MATH):
-            return plain_attention()
+            return with_all()
 
-    contiguous = copy(Pix2SeqD, torch.contiguous_format)
+    def given_back() -> torch.Tensor:
+        cli.keep_freed_memory(False)
+        try:
+            return with_all()
+        finally:
+            cli.keep_freed_memory()
+
     calls = {
         "all": with_all,
-        "conditions once a frame": frame_call(predictor, copy(EarlierDesign, torch.channels_last)),
-        "channels-last": frame_call(predictor, contiguous, channels_last=False),
+        "conditions once a frame": frame_call(predictor, copy(EarlierDesign)),
+        "channels-last": frame_call(predictor, copy(layout=torch.contiguous_format), channels_last=False),
         "fused attention": unfused,
     }
+    if not setup.cuda:
+        calls["freed memory kept"] = given_back
     if predictor.dtype is not None:
-        calls["autocast to bf16"] = frame_call(predictor, half=False)
+        calls["weights cast once"] = frame_call(predictor, float_weights)
+        calls["autocast to bf16"] = frame_call(predictor, float_weights, half=False)
     times = in_turn(calls, setup)
     rows = [row(f"{preset}: a frame with all of them", times["all"], note=f"{predictor.config.steps} steps")]
     rows += [ratio_row(f"{preset}: {name}", times[name], times["all"]) for name in calls if name != "all"]
@@ -214,6 +225,14 @@ def compiling(setup: Setup, preset: str) -> Row:
     return ratio_row(f"{preset}: compile", times["eager"], times["compiled"], f"{seconds:.0f} s to compile: {pays}")
 
 
+def graphs(setup: Setup, preset: str) -> Row:
+    """`--cuda_graphs`: a frame in memory with the sampling loop as one graph, against launch after launch."""
+    config = config_of(preset, setup.image_size)
+    plain, graphed = (predictor_of(dataclasses.replace(setup, cuda_graphs=g), config) for g in (False, True))
+    times = in_turn({"plain": frame_call(plain), "graphed": frame_call(graphed)}, setup)
+    return ratio_row(f"{preset}: CUDA graphs", times["plain"], times["graphed"], "--cuda_graphs")
+
+
 def one_by_one(sequence, skip: int = 0):
     """Stands in for the thread that reads ahead."""
     yield from sequence.read(skip)
@@ -237,7 +256,7 @@ def overlap(setup: Setup, preset: str) -> Row:
     """Reading and writing beside the computing, against one after the other: inference.py, whole videos."""
     checkpoint, _ = checkpoint_of(setup, preset)
     size = config_of(preset, setup.image_size).image_size
-    count = 4 if setup.quick else 60 if preset == "tiny" else 12
+    count = 4 if setup.quick else 40 if preset == "tiny" else 6
     frames = make_frames(setup.folder / f"{size[0]}x{size[1]}-{count}", count, size)
     words = arguments(setup, checkpoint, frames, setup.folder / "output", "--first_steps", "2", "--steps", "2")
 
@@ -253,7 +272,7 @@ def overlap(setup: Setup, preset: str) -> Row:
     return ratio_row(f"{preset}: reading and writing overlapped", times["plain"], times["overlapped"], note)
 
 
-def side_by_side(setup: Setup, preset: str, videos: int = 4) -> Row:
+def side_by_side(setup: Setup, preset: str, videos: int = 2) -> Row:
     """`--batch_videos`: a frame of several videos at once, against one after the other."""
     predictor = predictor_of(setup, config_of(preset, setup.image_size))
     one = torch.zeros(1, 3, *predictor.image_size, dtype=torch.uint8)
@@ -265,20 +284,14 @@ def side_by_side(setup: Setup, preset: str, videos: int = 4) -> Row:
         "together": lambda: predictor.predict(one.expand(videos, -1, -1, -1), contents, states),
     }
     times = in_turn(calls, setup, warm_up=1)
-    note = f"{StreamConfig().steps} steps"
+    note = f"--batch_videos: {StreamConfig().steps} steps"
     return ratio_row(f"{preset}: {videos} videos side by side", times["apart"], times["together"], note)
 
 
 def caching(setup: Setup, preset: str) -> Row:
     """`--cache`: samples a second of a loader process, of PNGs in KITTI's size."""
-    config = config_of(preset, setup.image_size)
-    varied = recipe.preset_configs(preset, train.RECIPES)[3:]
-    source = pngs(setup.folder, (48, 160) if setup.quick else (375, 1242))
-    cached = Cached(source, config.image_size, setup.folder / "cache")
-    cached.fill(quiet=True)
-    with_cache, without = (
-        [1 / rate for rate in samples_per_second(setup, clips(s, config, varied))] for s in (cached, source)
-    )
+    rates = loader_rates(setup, preset)
+    with_cache, without = ([1 / rate for rate in rates[name]] for name in ("PNGs, cached", "PNGs"))
     count = min(len(with_cache), len(without))
-    note = "loader, a worker, PNGs of KITTI's size"
+    note = "--cache: loader, a worker, PNGs of KITTI's size"
     return ratio_row(f"{preset}: frame cache", without[:count], with_cache[:count], note)

@@ -5,35 +5,26 @@ its memory is its own.
 """
 
 import dataclasses
-import statistics
 
 import torch
 
 from benchmarks.speed_inference import sizes
-from benchmarks.speed_timing import Row, Setup, apart, config_of, in_turn, predictor_of
+from benchmarks.speed_timing import Row, Setup, apart, config_of, in_turn, predictor_of, row
 from model import ModelConfig
 
-SCALES = (0.5, 1, 1.5, 2)  # of image and mask, in each direction
-STEPS = (1, 2, 4, 8, 20)
-VIDEOS = (1, 2, 4, 8)
-HISTORIES = (0, 1, 2, 4, 8)  # masks
+# The first of each is the preset's own setting, and the same point. A larger preset than `tiny` has fewer points: each
+# of its frames takes seconds where there is no GPU.
+SCALES = (1, 0.5, 1.5, 2)  # of image and mask, in each direction
+STEPS = (8, 1, 2, 4, 20)
+VIDEOS = (1, 2, 4)
+HISTORIES = (2, 0, 1, 4)  # masks
+FEWER = {"SCALES": (1, 0.5, 1.5), "STEPS": (8, 1, 20), "VIDEOS": (1, 2), "HISTORIES": (2, 0, 4)}
 
 
 def growth(setup: Setup, preset: str) -> list[Row]:
     config = config_of(preset, setup.image_size)
-    points: list[tuple[str, ModelConfig, int, int]] = []
-    for scale in SCALES:
-        scaled = at_scale(config, scale)
-        points.append((sizes(scaled), scaled, 8, 1))
-    points += [(f"{steps} step{'s' * (steps > 1)}", config, steps, 1) for steps in STEPS]
-    points += [(f"{videos} video{'s' * (videos > 1)} side by side", config, 8, videos) for videos in VIDEOS]
-    for masks in HISTORIES:
-        history = tuple(range(-masks, 0))
-        points.append((f"{masks} history masks", dataclasses.replace(config, history_offsets=history), 8, 1))
-    if setup.quick:
-        points = [points[0], points[-1]]
     rows = []
-    for name, changed, steps, videos in points:
+    for name, changed, steps, videos in points_of(config, preset == "tiny" or setup.cuda, setup.quick):
         try:
             times, peak, start = apart(setup, frame_times, setup, changed, steps, videos)
         except RuntimeError as error:
@@ -41,8 +32,25 @@ def growth(setup: Setup, preset: str) -> list[Row]:
             continue
         note = f"peak memory {peak:,.0f} MB" + ("" if setup.cuda else f", {start:,.0f} MB of it before the model")
         each = [t / videos for t in times]
-        rows.append(Row(f"{preset}: {name}", statistics.median(each), "ms a frame", min(each), max(each), note))
+        rows.append(row(f"{preset}: {name}", each, "ms a frame", note))
     return rows
+
+
+def points_of(config: ModelConfig, all_of_them: bool, quick: bool) -> list[tuple[str, ModelConfig, int, int]]:
+    """(name, configuration, steps, videos side by side) of each point."""
+    grid = {"SCALES": SCALES, "STEPS": STEPS, "VIDEOS": VIDEOS, "HISTORIES": HISTORIES}
+    grid = grid if all_of_them else FEWER
+    own = f"{sizes(config)}, {STEPS[0]} steps, 1 video, {len(config.history_offsets)} history masks"
+    points = [(own, config, STEPS[0], 1)]
+    for scale in grid["SCALES"][1:]:
+        scaled = at_scale(config, scale)
+        points.append((sizes(scaled), scaled, STEPS[0], 1))
+    points += [(f"{steps} step{'s' * (steps > 1)}", config, steps, 1) for steps in grid["STEPS"][1:]]
+    points += [(f"{videos} videos side by side", config, STEPS[0], videos) for videos in grid["VIDEOS"][1:]]
+    for masks in grid["HISTORIES"][1:]:
+        changed = dataclasses.replace(config, history_offsets=tuple(range(-masks, 0)))
+        points.append((f"{masks} history mask{'s' * (masks != 1)}", changed, STEPS[0], 1))
+    return [points[1], points[-1]] if quick else points
 
 
 def at_scale(config: ModelConfig, scale: float) -> ModelConfig:

@@ -29,6 +29,7 @@ class Row(NamedTuple):
     low: float | None = None
     high: float | None = None
     note: str = ""
+    count: int | None = None  # how many the median is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +45,18 @@ class Setup:
     threads: int = 0  # 0: as many as torch takes
     compile: bool = False
     quick: bool = False
-    long_video: int = 1000  # frames, for the memory's growth
+    long_video: int = 500  # frames, for the memory's growth
+    cuda_graphs: bool = False  # in all that samples frames
     batch_size: int = 0  # of the training steps; 0: by preset and device
 
     @property
     def seconds(self) -> float:
         """How long one call is repeated, beyond the fewest repetitions."""
-        return 0.2 if self.quick else 4.0
+        return 0.2 if self.quick else 2.5
 
     @property
     def fewest(self) -> int:
-        return 2 if self.quick else 5
+        return 2 if self.quick else 3
 
     @property
     def cuda(self) -> bool:
@@ -92,6 +94,7 @@ def predictor_of(setup: Setup, config: ModelConfig, **stream: Any) -> VideoPredi
     """A predictor as inference.py has it."""
     model, _ = build(config, setup.weights)
     predictor = VideoPredictor(model, StreamConfig(**stream), setup.device, setup.mixed_precision)
+    predictor.only_infer(cuda_graphs=setup.cuda_graphs)
     if setup.compile:
         predictor.model.compile_parts()
     return predictor
@@ -122,7 +125,7 @@ def once(call: Callable[[], Any], device: str | torch.device) -> float:
     return begin.elapsed_time(end)
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 2) -> dict[str, list[float]]:
+def in_turn(calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 1) -> dict[str, list[float]]:
     """Milliseconds of each call, repeated one after the other in turn, so that a slow moment of the machine meets all
     alike: at least `setup.fewest` rounds, and as many as fit into `setup.seconds` for each call, 50 at most."""
     for call in calls.values():
@@ -139,13 +142,14 @@ def in_turn(calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 2)
 
 
 def row(name: str, values: Sequence[float], unit: str = "ms", note: str = "") -> Row:
-    return Row(name, statistics.median(values), unit, min(values), max(values), note)
+    return Row(name, statistics.median(values), unit, min(values), max(values), note, len(values))
 
 
 def ratio_row(name: str, above: Sequence[float], below: Sequence[float], note: str = "") -> Row:
     """How many times as long `above` took as `below`, taken in turn: of the medians, with the spread of the pairs."""
     pairs = [a / b for a, b in zip(above, below, strict=True)]
-    return Row(name, statistics.median(above) / statistics.median(below), "x as fast", min(pairs), max(pairs), note)
+    ratio = statistics.median(above) / statistics.median(below)
+    return Row(name, ratio, "x as fast", min(pairs), max(pairs), note, len(pairs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ def gflops(call: Callable[[], Any]) -> float:
 
 def matrix_rates(setup: Setup) -> dict[str, float]:
     """The device's measured rate in GFLOP/s for each type: the best of square products of a few sizes."""
-    sizes = (4096, 8192) if setup.cuda else (512,) if setup.quick else (1024, 2048, 4096)
+    sizes = (4096, 8192) if setup.cuda else (512,) if setup.quick else (1024, 2048)
     rates = {}
     for kind in (torch.float32, torch.bfloat16):
         best = 0.0
@@ -273,4 +277,5 @@ def machine(setup: Setup, rates: dict[str, float]) -> dict[str, Any]:
         "python": platform.python_version(),
         "matrix_rate_gflops": {k: round(v, 1) for k, v in rates.items()},
         "other_work_cores": {},  # of each section
+        "seconds": {},
     }

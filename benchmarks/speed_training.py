@@ -4,6 +4,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from model.training import TrainingConfig, optimizer_of, to_device
 
 PARTS = ("data", "forward", "backward", "optimizer")
 CPU_BATCH = {"tiny": 16, "small": 2, "base": 1}  # samples of a step, where there is no GPU
-FULL_TRAINING = {"pre-training": (30_000, 16), "training": (50_000, 32)}  # published: steps, batch
-NOMINAL = 312e12, 0.4  # bf16 FLOP/s of an A100 80 GB by its data sheet, and the share that is assumed of it
+PNG_SIZE = (375, 1242)  # of most KITTI frames
+AHEAD = 4  # batches that a loader process reads before they are asked for
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Data
@@ -42,7 +43,7 @@ def rendered(folder: Path, config: ModelConfig, frames: int = 6) -> FrameSource:
     return Streets(folder / "streets", "train", videos=1, frames=frames, image_size=config.image_size)
 
 
-def pngs(folder: Path, size: tuple[int, int] = (375, 1242), frames: int = 6) -> FrameSource:
+def pngs(folder: Path, size: tuple[int, int], frames: int = 6) -> FrameSource:
     """Frames of the built-in world as PNGs in the layout and size of KITTI-STEP."""
     target = folder / f"kitti-{size[0]}x{size[1]}"
     if not target.exists():
@@ -68,7 +69,7 @@ def loader(samples: TrainingStream, batch: int, workers: int, pin: bool = False)
             batch_sampler=[list(range(n * batch, (n + 1) * batch)) for n in range(4096)],
             num_workers=workers,
             pin_memory=pin,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=AHEAD if workers else None,
             worker_init_fn=_one_thread,
         )
     )
@@ -78,17 +79,17 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def samples_per_second(setup: Setup, samples: TrainingStream, batch: int = 4) -> list[float]:
+def samples_per_second(setup: Setup, samples: TrainingStream, batch: int = 2) -> list[float]:
     """Of one worker process, after its queue has been emptied once."""
     batches = loader(samples, batch, workers=1)
-    for _ in range(6):  # the start of the worker, and what it has ahead
+    for _ in range(AHEAD + 1):  # the start of the worker, and what it has ahead
         next(batches)
     rates, begin = [], time.perf_counter()
     while len(rates) < 3 or (time.perf_counter() - begin < setup.seconds and len(rates) < 50):
         start = time.perf_counter()
-        for _ in range(4):
+        for _ in range(3):
             next(batches)
-        rates.append(4 * batch / (time.perf_counter() - start))
+        rates.append(3 * batch / (time.perf_counter() - start))
         if setup.quick:
             break
     return rates
@@ -105,6 +106,7 @@ class Stepper:
     def __init__(self, setup: Setup, model: Pix2SeqD, training: TrainingConfig, loss: LossConfig, batch: int):
         self.device, self.loss, self.training, self.batch = torch.device(setup.device), loss, training, batch
         self.model = model.to(self.device, memory_format=torch.channels_last).train()
+        self.model.encoder.recompute = self.model.denoiser.recompute = training.recompute
         if setup.compile:
             self.model.compile()
         self.optimizer = optimizer_of(self.model, training)
@@ -158,7 +160,7 @@ class Stepper:
         return event
 
 
-def repeat(setup: Setup, step, warm_up: int = 2) -> list[dict[str, float]]:
+def repeat(setup: Setup, step, warm_up: int = 1) -> list[dict[str, float]]:
     """The marks of several steps after a warm-up."""
     for _ in range(1 if setup.quick else warm_up):
         step()
@@ -182,7 +184,7 @@ def _steps(setup: Setup, preset: str) -> tuple[list[dict[str, float]], float, in
 
 
 def training(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
-    """A preset's training step, and what a full training would take."""
+    """A preset's training step, its work and its memory."""
     rendered(setup.folder, config_of(preset, setup.image_size))  # before the process whose memory is measured
     (done, work, batch), peak, start = apart(setup, _steps, setup, preset)
     step = statistics.median(d["step"] for d in done)
@@ -192,32 +194,24 @@ def training(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
     rows.append(row(f"{preset}: step", [d["step"] for d in done], note=note))
     rows.append(row(f"{preset}: training", [1e3 * batch / d["step"] for d in done], "samples/s"))
     rows.append(Row(f"{preset}: training, peak memory", peak, "MB", note=f"{start:.0f} MB of it before the model"))
-    for name, (steps, size) in FULL_TRAINING.items():
-        here = steps * size * step / batch / 3.6e6
-        gpu = steps * size * work * 1e9 / batch / (NOMINAL[0] * NOMINAL[1]) / 3600
-        note = f"estimate: {steps:,} steps of {size} at the speed above"
-        rows.append(Row(f"{preset}: a full {name} here", here, "h", note=note))
-        note = f"estimate from the work alone: {NOMINAL[1]:.0%} of {NOMINAL[0] / 1e12:.0f} TFLOP/s, nominal of an A100"
-        rows.append(Row(f"{preset}: a full {name} on one GPU", gpu, "h", note=note))
-        rows.append(Row(f"{preset}: a full {name} on eight", gpu / 8, "h", note="the same, an eighth of it each"))
     return rows
 
 
-def loading(setup: Setup, preset: str) -> list[Row]:
+@cache
+def loader_rates(setup: Setup, preset: str) -> dict[str, list[float]]:
     """Samples a second of one loader process: from the built-in world, from PNGs, from PNGs through the cache."""
     config = config_of(preset, setup.image_size)
     varied = recipe.preset_configs(preset, train.RECIPES)[3:]
-    source = pngs(setup.folder, (48, 160) if setup.quick else (375, 1242))
+    source = pngs(setup.folder, PNG_SIZE if not setup.quick else (48, 160))
     cached = Cached(source, config.image_size, setup.folder / "cache")
     cached.fill(quiet=True)
     kinds = {"rendered frames": rendered(setup.folder, config), "PNGs": source, "PNGs, cached": cached}
-    height, width = source.read(0)[0].shape[:2]
+    return {name: samples_per_second(setup, clips(frames, config, varied)) for name, frames in kinds.items()}
+
+
+def loading(setup: Setup, preset: str) -> list[Row]:
+    note = "frames of {}x{}".format(*PNG_SIZE)
     return [
-        row(
-            f"{preset}: loader, {name}, a worker",
-            samples_per_second(setup, clips(frames, config, varied)),
-            "samples/s",
-            f"frames of {height}x{width}" if "PNG" in name else "",
-        )
-        for name, frames in kinds.items()
+        row(f"{preset}: loader, {name}, a worker", rates, "samples/s", note if "PNG" in name else "")
+        for name, rates in loader_rates(setup, preset).items()
     ]

@@ -245,23 +245,22 @@ class SequenceOutput:
 
 def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str, Any]]:
     """id, class, area in pixels, and box [left, top, right, bottom) of each segment; id 0 is a class without tracks."""
+    height, width = semantic.shape
     key = track.astype(np.int64) * 256 + semantic
-    keys, inverse, areas = np.unique(key, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(key.shape)
-    height, width = key.shape
-    top, left = np.full(keys.size, height), np.full(keys.size, width)
-    bottom, right = np.zeros(keys.size, int), np.zeros(keys.size, int)
-    # Runs of equal pixels in a row: a box needs only their ends.
+    # Runs of equal pixels in a row: there are some hundred times fewer than pixels, and their ends give area and box.
     change = np.ones(key.shape, bool)
     change[:, 1:] = key[:, 1:] != key[:, :-1]
-    y, x = np.nonzero(change)
-    segment = inverse[y, x]
-    ends = np.append(x[1:], 0)
-    ends = np.where(np.append(y[1:] != y[:-1], True), width, ends)
-    np.minimum.at(top, segment, y)
-    np.maximum.at(bottom, segment, y + 1)
-    np.minimum.at(left, segment, x)
-    np.maximum.at(right, segment, ends)
+    start = np.flatnonzero(change)
+    length = np.diff(start, append=key.size)
+    keys, run = np.unique(key.ravel()[start], return_inverse=True)
+    areas = np.bincount(run, length).astype(int)
+    y, x = np.divmod(start, width)
+    top, left = np.full(keys.size, height), np.full(keys.size, width)
+    bottom, right = np.zeros(keys.size, int), np.zeros(keys.size, int)
+    np.minimum.at(top, run, y)
+    np.maximum.at(bottom, run, y + 1)
+    np.minimum.at(left, run, x)
+    np.maximum.at(right, run, x + length)
     return [
         {"id": int(k >> 8), "class": int(k & 255), "area": int(a), "box": [int(v) for v in box]}
         for k, a, *box in zip(keys, areas, left, top, right, bottom, strict=True)

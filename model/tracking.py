@@ -58,19 +58,19 @@ def advance(
     min_area: int,
     max_gap: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, StreamState]:
-    """From the raw answer (4, h, w) of `_candidates` to segments, tracks and the next state.
+    """From the raw answer (3, h, w) of `_candidates` to segments, tracks and the next state.
 
     A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
     of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
     starts a new track, or goes on with one that was lost there for at most `max_gap` frames. Returns semantic codes
     and slots (h, w) without segments that were dropped, and the state.
     """
-    semantic, other, slot, instance = answer.copy()
+    semantic, other, instance = answer.copy()
     inside = np.zeros(semantic.shape, bool)
     inside[: content[0], : content[1]] = True
     tracked_codes = np.array(model.tracked) + 1
     tracked = np.isin(semantic, tracked_codes) & inside
-    slot = np.where(tracked, instance, 0).astype(slot.dtype)
+    slot = np.where(tracked, instance, 0).astype(instance.dtype)
 
     # Segments: classes by vote, small ones dropped
     counts = np.zeros((model.slots, len(tracked_codes)), np.int64)

@@ -14,7 +14,17 @@ from small import CONFIG, lively_model, scene
 from torch.nn import functional as F
 
 import cli
-from benchmarks import earlier_design, speed, speed_compare, speed_inference, speed_timing, speed_training
+from benchmarks import (
+    earlier_design,
+    speed,
+    speed_compare,
+    speed_estimate,
+    speed_files,
+    speed_growth,
+    speed_report,
+    speed_timing,
+    speed_training,
+)
 from benchmarks.earlier_design import EarlierDesign
 from benchmarks.speed_timing import Row, Setup
 from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
@@ -251,15 +261,20 @@ def test_a_run_is_written_and_compared(monkeypatch, small_preset, tmp_path, caps
     assert written["machine"]["matrix_rate_gflops"]["float32"] > 0
     assert written["machine"]["other_work_cores"].keys() == {"inference", "training"}
     step = figures["inference", "tiny: denoiser, a step"]
-    assert 0 < step["low"] <= step["value"] <= step["high"] and "GFLOP" in step["note"]
+    assert 0 < step["low"] <= step["value"] <= step["high"] and "GFLOP" in step["note"] and step["count"] >= 2
+    assert written["machine"]["seconds"]["training"] > 0
     parts = [figures["training", f"tiny: {part}"]["value"] for part in speed_training.PARTS]
     assert all(p > 0 for p in parts) and figures["training", "tiny: step"]["value"] > max(parts)
     assert any(f["value"] is None and "GPU" in f["note"] for f in written["figures"])
 
     capsys.readouterr()
-    run(monkeypatch, "--sections", "inference", "--mixed_precision", "no", "--compare", path)
+    page = tmp_path / "page.md"
+    words = ("--sections", "inference", "--mixed_precision", "no", "--compare", path, "--markdown", page)
+    run(monkeypatch, *words)
     printed = [line for line in capsys.readouterr().out.splitlines() if "denoiser, a step" in line]
     assert len(printed) == 1 and "was" in printed[0] and " x " in printed[0]
+    table = [line.split(" | ") for line in page.read_text().splitlines() if "denoiser, a step" in line]
+    assert len(table) == 1 and table[0][1] in printed[0] and table[0][4].startswith("was")
 
 
 def test_files_without_figures_or_weights_are_refused(monkeypatch, tmp_path):
@@ -272,10 +287,11 @@ def test_files_without_figures_or_weights_are_refused(monkeypatch, tmp_path):
 
 def test_files_to_files_counts_frames(small_preset, tmp_path):
     setup = Setup(("tiny",), tmp_path, mixed_precision="no", quick=True)
-    checkpoint, trained = speed_inference.checkpoint_of(setup, "tiny")
+    checkpoint, trained = speed_files.checkpoint_of(setup, "tiny")
     assert not trained
-    row = speed_inference.frames_per_second(setup, checkpoint, CONFIG.image_size, "name", "--steps", "1")
-    assert row.value > 0 and len(list((tmp_path / "output").glob("*_panoptic.png"))) >= 4
+    row = speed_files.frames_per_second(setup, checkpoint, CONFIG.image_size, "name", "--steps", "1")
+    assert 0 < row.low <= row.value <= row.high and row.count == speed_files.PIECES
+    assert len(list((tmp_path / "output").glob("*_panoptic.png"))) == 2 + speed_files.PIECES
     assert speed_compare.overlap(setup, "tiny").value > 0
 
 
@@ -293,7 +309,9 @@ def test_the_comparison_with_the_earlier_design(small_preset, monkeypatch, tmp_p
 def test_each_optimisation_has_a_row(small_preset, tmp_path):
     setup = Setup(("tiny",), tmp_path, mixed_precision="bf16", quick=True)
     rows = {row.name.removeprefix("tiny: "): row for row in speed_compare._network_ones(setup, "tiny")}
-    for name in ("conditions once a frame", "channels-last", "fused attention", "autocast to bf16"):
+    names = {"conditions once a frame", "channels-last", "fused attention", "autocast to bf16", "weights cast once"}
+    assert rows.keys() == names | {"a frame with all of them", "freed memory kept"}
+    for name in names:
         assert rows[name].low <= rows[name].value <= rows[name].high
 
 
@@ -304,7 +322,51 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
 
 
 def test_medians_and_their_spread():
-    assert speed_timing.row("name", [3.0, 1.0, 2.0]) == Row("name", 2.0, "ms", 1.0, 3.0)
+    assert speed_timing.row("name", [3.0, 1.0, 2.0]) == Row("name", 2.0, "ms", 1.0, 3.0, "", 3)
     ratio = speed_timing.ratio_row("name", [8.0, 4.0, 6.0], [2.0, 2.0, 1.0])
     assert (ratio.value, ratio.low, ratio.high) == (3.0, 2.0, 6.0)
     assert speed_timing.gflops(lambda: torch.ones(10, 20) @ torch.ones(20, 30)) == pytest.approx(2 * 10 * 20 * 30 / 1e9)
+
+
+def test_a_page_holds_what_was_measured(tmp_path):
+    about = {
+        "device": "x86_64", "cpu": "avx2", "cores": 2, "threads": 2, "autocast": "none", "torch": "2",
+        "matrix_rate_gflops": {"float32": 1234.5}, "other_work_cores": {"files": 0.5, "loading": 0.0},
+        "seconds": {"files": 61.2},
+    }  # fmt: skip
+    rows = [Row("a", 2.0, "ms", 1.0, 3.0, "of 3 | 4", 3), Row("b", None, note="no GPU")]
+    figures = [{"section": "files", **row._asdict()} for row in rows]
+    figures.append({"section": "loading", **Row("c", 1234.5, "MB")._asdict()})
+    speed_report.write_markdown(tmp_path / "page.md", "the command", about, figures, {("files", "a"): {"value": 4.0}})
+    text = (tmp_path / "page.md").read_text()
+    assert "| a | 2.00 | ms | [1.00 .. 3.00] of 3 | was 4.00: x 0.50 | of 3 / 4 |" in text
+    assert "| b | - |  |  |  | no GPU |" in text and "| c | 1,234 | MB |" in text
+    assert "`the command`" in text and "float32 1,234 GFLOP/s" in text
+    assert text.count("the machine was busy") == 1 and "Measured in 61 s. the machine was busy: 0.50" in text
+    assert text.index(speed_report.TITLES["files"]) < text.index(speed_report.TITLES["loading"])
+
+
+def test_the_growth_has_each_point_once():
+    points = speed_growth.points_of(CONFIG, True, False)
+    assert len({(config, steps, videos) for _, config, steps, videos in points}) == len(points) == 13
+    assert points[0][1:] == (CONFIG, 8, 1)
+    fewer = speed_growth.points_of(CONFIG, False, False)
+    assert {p[1:] for p in fewer} < {p[1:] for p in points}
+
+
+def test_the_work_of_training_is_counted_without_computing():
+    loss = LossConfig()
+    model = Pix2SeqD(CONFIG).train()
+    batch = to_device(torch.utils.data.default_collate([scene(0)]), torch.device("cpu"))
+    draws = draw(0, [0], model, CONFIG.mask_size, "cpu", False)
+    counted = speed_timing.gflops(lambda: training_loss(model, CONFIG, loss, batch, draws)[0].backward())
+    # attention without values is counted as plain products
+    assert speed_estimate.work_of(CONFIG, loss) == pytest.approx(counted, rel=0.01) and counted > 0.01
+
+
+def test_memory_is_followed_over_a_video(small_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed_files, "LONG", CONFIG.image_size)
+    rows = speed_files.memory(Setup(("tiny",), tmp_path, mixed_precision="no", quick=True), "tiny")
+    peak, *resident, grown = (row.value for row in rows)
+    assert all(100 < r <= peak for r in resident)
+    assert grown == pytest.approx(1e3 * (resident[2] - resident[0]) / (0.9 * 12))

@@ -13,7 +13,7 @@ from data import transforms
 from data.clips import ClipFormat, Clips
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.geometry import content_size, fit_frame, restore
-from model.streaming import _history, scaled_sizes, stream_step
+from model.streaming import _candidates, _history, scaled_sizes, stream_step
 from model.tracking import StreamState, adopt, advance
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
@@ -22,11 +22,11 @@ CONTENT = (H, W)
 
 
 def answer(*objects, background=ROAD, other=SKY):
-    """The raw answer of `_candidates`, (4, h, w), with rectangles (code, slot, top, left, height, width)."""
+    """The raw answer of `_candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
     semantic, slot = np.full((H, W), background, np.uint8), np.zeros((H, W), np.uint8)
     for code, s, y, x, height, width in objects:
         semantic[y : y + height, x : x + width], slot[y : y + height, x : x + width] = code, s
-    return np.stack([semantic, np.full_like(semantic, other), slot, np.where(slot > 0, slot, 1)])
+    return np.stack([semantic, np.full_like(semantic, other), np.where(slot > 0, slot, 1)])
 
 
 def tracks(*frames, state=None, min_area=4, config=CONFIG, max_gap=0):
@@ -145,12 +145,21 @@ def test_small_segments_become_the_second_best_class():
     assert (semantic[10, 28:31] == CAR).all() and (slot[10, 28:31] == 7).all() and len(state.track) == 2
 
 
-def test_slots_of_stuff_are_ignored_and_a_thing_without_a_slot_takes_the_likeliest():
+def test_slots_of_stuff_are_ignored():
     raw = answer(CAR_5)
     raw[2][0, :] = 3  # a slot on road
-    raw[2][2:6, 2:8] = 0  # no slot on the car; the likeliest but 0 is 5
     _, slot, state = advance(raw, CONTENT, StreamState(0), CONFIG, 4)
     assert not slot[0].any() and (slot[2:6, 2:8] == 5).all() and state.track == {5: 1}
+
+
+def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_it_could_be():
+    model = lively_model()  # codes of 5 bits, persons and cars have tracks
+    logits = torch.full((1, 64, 1, 3), -9.0)
+    logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
+    logits[0, [0, 31], 0, :] = 8.0  # void, and a code that no class has: never an answer
+    logits[0, [32, 32 + 5, 32 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
+    semantic, other, slot = (m[0, 0].tolist() for m in _candidates(model, logits))
+    assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
 
 
 def test_padding_makes_no_segments_and_is_unknown_to_the_history():

@@ -1,0 +1,143 @@
+"""The sampling loop as the stream runs it: no wait for the device, the plain sampler's answers, and what a CUDA graph
+needs of it, tried on a CPU with a stand-in for the graph."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from small import CONFIG, lively_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from model import ConfigError, StreamConfig, VideoPredictor
+from model.diffusion import SAMPLERS, denoiser_of
+from model.loop import MOST_GRAPHS, GraphedSampling, cast_weights, sample
+from model.schedule import sampling_times
+
+VARIANTS = {
+    "softmax": {},
+    "self-conditioning": {"patch": 2, "self_conditioning": True},
+    "squared error": {"code_bits": (5, 3, 4), "loss": "mse", "self_conditioning": True, "normalize_input": True},
+}
+
+
+def frame(config, videos=2, seed=0, device="cpu"):
+    """An image, its history, and noise."""
+    g = torch.Generator().manual_seed(seed)
+    history = torch.randn(videos, config.bits * len(config.history_offsets), *config.mask_size, generator=g)
+    image = torch.rand(videos, 3, *config.image_size, generator=g)
+    noise = torch.randn(videos, config.bits, *config.mask_size, generator=g)
+    return [n.to(device) for n in (image, history, noise)]
+
+
+def drawn(seed, like):
+    g = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(like.shape, generator=g)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_the_loop_answers_as_the_sampler_of_diffusion(variant, sampler):
+    model = lively_model(config=dataclasses.replace(CONFIG, **VARIANTS[variant]))
+    image, history, x = frame(model.config)
+    condition, times = model.condition(model.encode(image), history), sampling_times(4, 0.1)
+    expected = SAMPLERS[sampler](denoiser_of(model, condition), x, times, drawn(1, x))
+    assert torch.equal(sample(model, sampler, condition, x, times, drawn(1, x)), expected)
+    assert expected.std() > 0.1
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Refuses an operation between devices: a transfer, for which the host or the device may have to wait."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        answer = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, answer)) if isinstance(t, torch.Tensor) and t.ndim]
+        assert len({t.device.type for t in tensors}) <= 1, func
+        return answer
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_the_loop_never_asks_for_a_value(variant, sampler):
+    """On the meta device tensors have no values: whatever would wait for one raises."""
+    model = lively_model(config=dataclasses.replace(CONFIG, **VARIANTS[variant])).to("meta")
+    image, history, x = frame(model.config, device="meta")
+    condition = model.condition(model.encode(image), history)
+    with OnOneDevice():
+        output = sample(model, sampler, condition, x, sampling_times(3), lambda: torch.randn_like(x))
+    assert output.device.type == "meta" and output.shape[-2:] == x.shape[-2:]
+
+
+def test_what_would_wait_is_found():
+    x = torch.ones(3, device="meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        x.sum().item()
+    with pytest.raises(AssertionError), OnOneDevice():
+        torch.ones(3).to("meta")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CUDA graphs, in structure
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stand_in(call):
+    """As a graph: the same call on the same memory, into the same output, at each replay."""
+    for _ in range(2):
+        output = call().clone()
+    return lambda: output.copy_(call()), output
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@torch.inference_mode()
+def test_a_graph_reads_each_frames_inputs(sampler):
+    model, graphed = lively_model(), GraphedSampling(stand_in)
+    for seed, videos, steps in ((0, 2, 3), (1, 2, 3), (2, 1, 3), (3, 2, 1), (4, 2, 3)):
+        image, history, x = frame(model.config, videos, seed)
+        condition, times = model.condition(model.encode(image), history), sampling_times(steps)
+        expected = sample(model, sampler, condition, x, times, drawn(seed, x))
+        assert torch.equal(graphed(model, sampler, condition, x, times, drawn(seed, x)), expected)
+    assert len(graphed.graphs) == 3  # two videos or one, three steps or one
+
+
+@torch.inference_mode()
+def test_graphs_are_given_up_when_there_are_too_many():
+    model, graphed = lively_model(), GraphedSampling(stand_in)
+    image, history, x = frame(model.config, 1)
+    condition = model.condition(model.encode(image), history)
+    for steps in range(1, MOST_GRAPHS + 2):
+        graphed(model, "ddim", condition, x, sampling_times(steps), None)
+    assert len(graphed.graphs) == MOST_GRAPHS
+    assert tuple(sampling_times(1)) not in {key[1] for key in graphed.graphs}
+
+
+def test_a_stream_is_the_same_under_graphs_and_with_cast_weights():
+    frames = np.random.default_rng(0).integers(0, 256, (4, *CONFIG.image_size, 3), np.uint8)
+    config = StreamConfig(first_steps=3, steps=2, sampler="ddpm", min_area=1)
+    plain, ready = (VideoPredictor(lively_model(), config, "cpu", "bf16") for _ in range(2))
+    ready.only_infer()
+    ready.sampling = GraphedSampling(stand_in)
+    answers = [(plain(image), ready(image)) for image in frames]
+    assert all(np.array_equal(a.semantic, b.semantic) and np.array_equal(a.track, b.track) for a, b in answers)
+    assert len({a.semantic.tobytes() for a, _ in answers}) == 4 and len(ready.sampling.graphs) == 2
+
+
+def test_weights_are_cast_where_autocast_would_and_nowhere_else():
+    model = lively_model()
+    kept = {name: p.clone() for name, p in model.named_parameters() if "norm" in name}
+    cast_weights(model, torch.bfloat16)
+    assert model.denoiser.conv_in.weight.dtype == model.encoder.to_tokens.bias.dtype == torch.bfloat16
+    assert kept and all(torch.equal(p, kept[n]) for n, p in model.named_parameters() if n in kept)
+    before = {n: p.dtype for n, p in model.named_parameters()}
+    cast_weights(model, None)
+    assert before == {n: p.dtype for n, p in model.named_parameters()}
+
+
+def test_graphs_are_refused_without_a_cuda_device():
+    predictor = VideoPredictor(lively_model(), None, "cpu", "no")
+    with pytest.raises(ConfigError, match="CUDA"):
+        predictor.only_infer(cuda_graphs=True)
+    assert predictor.sampling is sample
