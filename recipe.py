@@ -4,16 +4,15 @@
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -25,17 +24,16 @@ from accelerate.utils import (
 )
 
 import cli
-from data import render
 from data.backbones import backbone_file
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
-from data.frames import FrameSource, count_gaps, usual_step
-from data.labels import CLASS_NAMES, DataError, write_image
+from data.frames import FrameSource, count_gaps
+from data.labels import CLASS_NAMES
 from data.mixture import TrainingStream
 from data.registry import DATASETS
 from folders import sole_writer
-from metrics import Evaluation
-from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
+from heldout import HeldOut
+from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD
 from model import checkpoint as checkpoints
 from model.diffusion import LossConfig
 from model.encoder import load_backbone
@@ -80,14 +78,16 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
 
 
 def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict[str, Any]]) -> argparse.Namespace:
-    """Read the command line. The help shows the defaults of the preset that the command line names.
+    """Read the command line. The help shows the defaults of the preset and the data sets that the command line names.
 
     recipes: for each preset the fields of the other configurations that differ from their defaults.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="small")
-    preset = chooser.parse_known_args()[0].preset
-    defaults = preset_configs(preset if preset in PRESETS else "small", recipes)
+    chooser.add_argument("--dataset", nargs="+")
+    named, _ = chooser.parse_known_args()
+    preset = named.preset
+    defaults = preset_configs(preset if preset in PRESETS else "small", recipes, named.dataset or ())
     parser = cli.Parser(doc)
     cli.add_options(parser, groups)
     if preset == "tiny":  # whose ResNet has no published weights
@@ -99,9 +99,19 @@ def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict
     return args
 
 
-def preset_configs(preset: str, recipes: dict[str, dict[str, Any]]) -> list[Any]:
-    """The configurations of a preset, one of each of CONFIGS."""
-    values = recipes[preset]
+# Where the training on one data set alone differs, in all presets. The built-in world has more videos than a training
+# sees, all drawn as those it is tested on: views and colours of other kinds only take its time (benchmarks/quality.md).
+DATASET_RECIPES: dict[str, dict[str, Any]] = {
+    "streets": {
+        "scale_range": (1.0, 1.0), "crop": False, "flip": 0.0,
+        "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0,
+    },
+}  # fmt: skip
+
+
+def preset_configs(preset: str, recipes: dict[str, dict[str, Any]], datasets: Sequence[str] = ()) -> list[Any]:
+    """The configurations of a preset, for a training on these data sets, one of each of CONFIGS."""
+    values = recipes[preset] | (DATASET_RECIPES.get(datasets[0], {}) if len(datasets) == 1 else {})
     known = {f.name for cls in CONFIGS[1:] for f in dataclasses.fields(cls)}
     assert set(values) <= known, set(values) - known
     rest = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in CONFIGS[1:]]
@@ -321,82 +331,6 @@ def open_sources(
             options = {"videos": videos, "image_size": tuple(config.image_size)}
         sources.append(DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options))
     return sources
-
-
-PICTURE_VIDEOS, PICTURE_FRAMES = 4, 3  # of a sample-<N>.png: the third frame of each video, with its whole history
-
-
-class HeldOut:
-    """Held-out videos: the real metric over them, streamed as in inference, and pictures of them."""
-
-    def __init__(self, source: FrameSource, args: argparse.Namespace, folder: Path, accelerator: Accelerator):
-        self.source, self.folder, self.accelerator = source, folder, accelerator
-        self.videos = first_frames(source, args.validate_videos, args.validate_frames)
-        self.skip_bad_files = args.skip_bad_files
-
-    def validate(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
-        """STQ, AQ, SQ (None for single images), PQ and mIoU. The processes share the videos; each gets the figures."""
-        evaluation = Evaluation(tracked=self.source.tracked, class_names=CLASS_NAMES)
-        for number in range(self.accelerator.process_index, len(self.videos), self.accelerator.num_processes):
-            for sequence, _, truth, answer in self._predicted(model, number, None):
-                evaluation.update(truth, (answer.semantic, answer.track), sequence)
-        if self.accelerator.num_processes > 1:
-            evaluation, *others = gather_object([evaluation])
-            for other in others:
-                evaluation.merge(other)
-        result = evaluation.result()
-        figures = {k: result["stq"][k] for k in ("STQ", "AQ", "SQ")}
-        return figures | {"PQ": result["pq"]["All"]["PQ"], "mIoU": result["miou"]["mIoU"]}
-
-    def picture(self, model: Pix2SeqD, number: int, step: int) -> None:
-        """sample-<number>.png: input, truth and prediction of a frame of a few videos, a row each."""
-        rows = []
-        for video in range(min(len(self.videos), PICTURE_VIDEOS)):
-            if frames := list(self._predicted(model, video, PICTURE_FRAMES)):
-                _, image, truth, answer = frames[-1]
-                rows.append([image, render.draw_panoptic(*truth), render.draw_panoptic(answer.semantic, answer.track)])
-        rows = [row for row in rows if row[0].shape == rows[0][0].shape]  # a strip is of one size
-        if not rows:
-            return
-        picture = render.strip(rows)
-        with contextlib.suppress(OSError):
-            write_image(self.folder / f"sample-{number}.png", picture)
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"input, truth, prediction": picture[None]}, step=step, **layout)
-
-    def _predicted(self, model: Pix2SeqD, number: int, frames: int | None):
-        """(sequence, image, truth, answer) of the first frames of one video, up to one that cannot be read."""
-        predictor = VideoPredictor(model, StreamConfig(), self.accelerator.device, self.accelerator.mixed_precision)
-        predictor.reset(number)
-        for i in self.videos[number][:frames]:
-            try:
-                image, semantic, instance = self.source.read(i)
-            except DataError:
-                if not self.skip_bad_files:
-                    raise
-                return
-            sequence = self.source.frames[i].sequence if self.source.is_video else None
-            yield sequence, image, (semantic, instance), predictor(image)
-
-
-def first_frames(source: FrameSource, videos: int, frames: int) -> list[list[int]]:
-    """Positions of the first frames of the first videos, up to the first gap; of single images, evenly spread ones."""
-    if not source.is_video:
-        chosen = np.linspace(0, len(source.frames) - 1, min(videos * frames, len(source.frames))).astype(int)
-        return [[int(i)] for i in chosen]
-    by_sequence: dict[str, list[int]] = {}
-    for i, frame in enumerate(source.frames):
-        by_sequence.setdefault(frame.sequence, []).append(i)
-    result = []
-    for positions in list(by_sequence.values())[:videos]:
-        numbers = [source.frames[i].number for i in positions]
-        step = usual_step(numbers)
-        run = 1
-        while run < min(frames, len(positions)) and numbers[run] - numbers[run - 1] == step:
-            run += 1
-        result.append(positions[:run])
-    return result
 
 
 def describe(args: argparse.Namespace, *configs: Any) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from data.mixture import TrainingStream
 from data.streets import Streets, render_video, tracked_only
 from model import ModelConfig, Pix2SeqD
 from model.diffusion import LossConfig, draw, training_loss
+from model.optimizer import build_optimizer
 from model.streaming import precision
-from model.training import TrainingConfig, optimizer_of, to_device
+from model.training import TrainingConfig, to_device
 
 PARTS = ("data", "forward", "backward", "optimizer")
 CPU_BATCH = {"tiny": 16, "small": 2, "base": 1}  # samples of a step, where there is no GPU
@@ -109,7 +110,7 @@ class Stepper:
         self.model.encoder.recompute = self.model.denoiser.recompute = training.recompute
         if setup.compile:
             self.model.compile()
-        self.optimizer = optimizer_of(self.model, training)
+        self.optimizer = build_optimizer(self.model, training)
         self.ema = EMA(self.model, beta=training.ema_decay, update_every=1, include_online_model=False)
         self.dtype = precision(setup.mixed_precision, self.device)
         self.number = 0

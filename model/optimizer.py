@@ -1,26 +1,37 @@
-"""Optimizers: AdamW, as published, or Muon on matrices and kernels with AdamW on the rest."""
+"""The learning rate of a step, and the optimizer: AdamW, as published, or Muon on matrices and kernels."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from model.training import TrainingConfig
+
 OPTIMIZERS = ("adamw", "muon")
 
 
-def build_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float, beta2: float) -> torch.optim.Optimizer:
-    """The optimizer of a Pix2SeqD. name: adamw, or muon. Weight decay is for matrices and kernels alone."""
+def learning_rate(step: int, config: "TrainingConfig") -> float:
+    """Linear warm-up, then linear decay to `final_lr` of it at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * (1 - (1 - config.final_lr) * done)
+
+
+def build_optimizer(model: nn.Module, config: "TrainingConfig") -> torch.optim.Optimizer:
+    """The optimizer of a Pix2SeqD. Weight decay is for matrices and kernels alone."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
     last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
     hidden = [p for p in groups[0]["params"] if p not in last]
     groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
-    return MuonAdamW(hidden, groups, lr, weight_decay, beta2)
+    return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)
 
 
 class MuonAdamW(torch.optim.Optimizer):

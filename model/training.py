@@ -26,7 +26,7 @@ from model import checkpoint as checkpoints
 from model.bookkeeping import Log, Stop, outlive_signals
 from model.checkpoint import LATEST
 from model.diffusion import LossConfig, draw, seeded, training_loss
-from model.optimizer import OPTIMIZERS, build_optimizer
+from model.optimizer import OPTIMIZERS, build_optimizer, learning_rate
 from model.pix2seq_d import ConfigError, Pix2SeqD
 
 
@@ -105,18 +105,6 @@ class StepBatches:
     def numbers(self, step: int, piece: int) -> list[int]:
         begin = step * self.config.batch_size + (piece * self.processes + self.process) * self.share
         return list(range(begin, begin + self.share))
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then linear decay to `final_lr` of it at the last step."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * (1 - (1 - config.final_lr) * done)
-
-
-def optimizer_of(model: Pix2SeqD, config: TrainingConfig) -> torch.optim.Optimizer:
-    return build_optimizer(model, config.optimizer, config.lr, config.weight_decay, config.beta2)
 
 
 Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
@@ -246,7 +234,7 @@ def fit(
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     if config.compile:
         model.compile()
-    wrapped, optimizer = accelerator.prepare(model, optimizer_of(model, config))
+    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     ema = EMA(
         model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
     ).to(accelerator.device)

@@ -49,7 +49,7 @@ def test_the_rest_moves_as_with_adamw():
 
 def test_every_parameter_has_one_place():
     model = Pix2SeqD(CONFIG)
-    optimizer = build_optimizer(model, "muon", 1e-3, 0.05, 0.999)
+    optimizer = build_optimizer(model, TrainingConfig(optimizer="muon"))
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held)) == len(list(model.parameters()))
     hidden = set(optimizer.param_groups[0]["params"])
