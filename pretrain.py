@@ -26,9 +26,10 @@ OPTIONS = recipe.options(
 # tiny: from scratch, on a CPU.
 RECIPES = {
     "tiny": {
-        "steps": 2_000, "batch_size": 16, "lr": 1e-3, "warmup": 100, "ema_decay": 0.998, "time_power": 2.0,
-        "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
-        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 4, "corruption_coarse": 12,
+        "steps": 2_000, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "warmup": 30, "ema_decay": 0.998,
+        "time_power": 3.0, "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
+        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 4,
+        "corruption_coarse": 12,
     },
     "small": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
     "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999, "recompute": True},

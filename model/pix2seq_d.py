@@ -155,11 +155,11 @@ class ModelConfig:
         return cls(**values)
 
 
-# For a CPU: 5.8 M parameters, everything from scratch; the mask at the image's size, in patches.
+# For a CPU: 5.9 M parameters, everything from scratch; the mask at the image's size, in patches.
 TINY = ModelConfig(
     image_size=(96, 320), mask_size=(96, 320), code_bits=(5, 5), scale=0.125, backbone="resnet14",
     encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=64,
-    patch=4, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=3,
+    patch=4, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=3,
 )  # fmt: skip
 # For one ordinary GPU: the mask at a quarter of the image.
 SMALL = ModelConfig(
@@ -270,11 +270,16 @@ class Pix2SeqD(nn.Module):
             semantic, slot = codes_to_labels(bits_to_codes(output, c.code_bits), c.code_bits)
             return semantic.clamp(max=NUM_CLASSES), slot
         parts = output.split([2**n for n in c.code_bits], dim=1)
-        semantic = parts[0][:, 1 : NUM_CLASSES + 1].argmax(dim=1) + 1
-        return codes_to_labels([semantic, *(p.argmax(dim=1) for p in parts[1:])], c.code_bits)
+        semantic = likeliest(parts[0][:, 1 : NUM_CLASSES + 1]) + 1
+        return codes_to_labels([semantic, *(likeliest(p) for p in parts[1:])], c.code_bits)
 
     def history_bits(self, semantic: Tensor, slot: Tensor, semantic_known: Tensor, slot_known: Tensor) -> Tensor:
         """History label maps (B, T, h, w) -> analog bits (B, T * bits, h, w), 0.0 where unknown or absent."""
         maps = (m.flatten(0, 1) for m in (semantic, slot, semantic_known, slot_known))
         bits = labels_to_bits(*maps, self.config.code_bits, self.config.scale)  # (B T, bits, h, w)
         return bits.unflatten(0, semantic.shape[:2]).flatten(1, 2)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Code of the largest logit: (B, N, h, w) -> int64 (B, h, w). argmax itself is 3 times slower on channels-last."""
+    return logits.max(dim=1).indices
