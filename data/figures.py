@@ -239,7 +239,7 @@ def plot_errors(frames: Sequence[Shown]) -> plt.Figure:
     return figure
 
 
-def plot_quality(result: dict[str, Any]) -> plt.Figure:
+def plot_quality(result: dict[str, Any], colorblind: bool = False) -> plt.Figure:
     """STQ and its parts, in all and for each sequence, and the IoU of each class; of `metrics.Evaluation.result()`."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 3.2), facecolor="white", dpi=85, layout="constrained", width_ratios=(1, 1.6)
@@ -257,7 +257,7 @@ def plot_quality(result: dict[str, Any]) -> plt.Figure:
     left.legend(frameon=False, ncols=3, loc="upper right", fontsize=8)
 
     classes = {name: iou for name, iou in stq["per_class"].items() if iou is not None}
-    colors = [_color(render.class_colors()[CLASS_NAMES.index(name)]) for name in classes]
+    colors = [_color(render.class_colors(colorblind)[CLASS_NAMES.index(name)]) for name in classes]
     bars = right.bar(list(classes), list(classes.values()), color=colors, edgecolor="0.3", linewidth=0.5)
     right.bar_label(bars, [f"{100 * v:.0f}" for v in classes.values()], fontsize=8)
     right.set(ylim=(0, 1.15), title="IoU of the classes, in percent", yticks=[])
@@ -267,14 +267,16 @@ def plot_quality(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def plot_tracks(lives: Mapping[int, tuple[int, list[int]]], title: str, longest: int = 30) -> plt.Figure:
+def plot_tracks(
+    lives: Mapping[int, tuple[int, list[int]]], title: str, colorblind: bool = False, longest: int = 30
+) -> plt.Figure:
     """Which id lives from when to when, in the tracks' own colours; of more than `longest` tracks the longest."""
     chosen = sorted(sorted(lives, key=lambda t: -len(lives[t][1]))[:longest])
     figure, axes = _axes(8, 0.9 + 0.2 * max(len(chosen), 1))
     for row, track in enumerate(chosen):
         frames = np.array(lives[track][1])
         runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
-        color = _color(render.track_colors(track + 1)[track])
+        color = _color(render.track_colors(track + 1, colorblind)[track])
         axes.broken_barh([(r[0] - 0.5, len(r)) for r in runs], (row - 0.38, 0.76), color=color, ec="0.3", lw=0.4)
     axes.set_yticks(range(len(chosen)), [render.label_of(lives[t][0], t) for t in chosen], fontsize=8)
     axes.set(xlabel="frame", title=_short(title), ylim=(max(len(chosen), 1) - 0.4, -0.6))
