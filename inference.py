@@ -43,6 +43,7 @@ OPTIONS = {
         cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
         cli.Option("checkpoint", Path("results/train/model-latest.pt"), "weights"),
         cli.Option("overlay", "gif", "film of each video under its masks", ("none", "gif", "mp4", "webp")),
+        cli.Option("colorblind", False, "the overlay in colours that all kinds of colour vision tell apart"),
         cli.Option("fps", None, "frames a second of the overlay; none: the video's own, 10 of images", kind=float),
         cli.Option("skip_bad_files", False, "start although some images cannot be read; they are listed at the end"),
         cli.Option("restart", False, "do not go on with a half-done output folder, start over"),
@@ -217,7 +218,7 @@ class Job:
         self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
         fps = args.fps or (video_length(sequence.video)[0] if sequence.video else None) or 10.0
         self.output = SequenceOutput(
-            sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before
+            sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before, args.colorblind
         )
         self.state = StreamState(number)
         self.done = 0

@@ -222,7 +222,8 @@ def check_same_start(accelerator: Accelerator, resume: dict[str, Any] | None) ->
 def start_trackers(accelerator: Accelerator, args: argparse.Namespace) -> None:
     if args.log_with:
         flat = {f"{type(c).__name__}.{k}": v for c in args.configs for k, v in dataclasses.asdict(c).items()}
-        accelerator.init_trackers(TRACKING, {k: v if isinstance(v, int | float) else str(v) for k, v in flat.items()})
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in flat.items()}
+        accelerator.init_trackers(TRACKING, plain, {"wandb": {"dir": str(args.results_folder)}})
 
 
 def check(args: argparse.Namespace) -> None:

@@ -4,9 +4,10 @@ Needs matplotlib (of the `dev` packages), which nothing else here does.
 """
 
 import base64
+import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from data.labels import CAR, CLASS_NAMES, PERSON, VOID
 from data.shown import Shown
 from data.video import VideoWriter
 
+PAGE = 1080  # width of a page in pixels
 RIGHT, WRONG_CLASS, WRONG_TRACK, UNKNOWN = (232, 232, 232), (221, 120, 0), (0, 84, 168), (150, 150, 150)
 ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track": WRONG_TRACK, "no truth": UNKNOWN}
 
@@ -28,17 +30,39 @@ ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track"
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def films(frames: Sequence[Shown], colorblind: bool = False) -> dict[str, list[np.ndarray]]:
-    """The pictures of the five films by name, all of the first frame's size."""
+FILMS = {  # name -> the picture of a frame, with colours for colour-blind people or without
+    "video": lambda f, colorblind: f.image,
+    "panoptic": lambda f, colorblind: render.draw_panoptic(f.semantic, f.track, colorblind, labels=True),
+    "semantic": lambda f, colorblind: render.draw_semantic(f.semantic, colorblind),
+    "instance": lambda f, colorblind: render.draw_instances(f.track, colorblind),
+    "video_overlay": lambda f, colorblind: render.overlay(f.image, f.semantic, f.track, colorblind=colorblind),
+}
+
+
+def film(frames: Sequence[Shown], name: str, colorblind: bool = False) -> Iterator[np.ndarray]:
+    """The pictures of one of `FILMS`, one after the other, all of the first frame's size."""
     height, width = frames[0].semantic.shape
-    drawn = {
-        "video": [f.image for f in frames],
-        "panoptic": [render.draw_panoptic(f.semantic, f.track, colorblind, labels=True) for f in frames],
-        "semantic": [render.draw_semantic(f.semantic, colorblind) for f in frames],
-        "instance": [render.draw_instances(f.track, colorblind) for f in frames],
-        "video_overlay": [render.overlay(f.image, f.semantic, f.track, colorblind=colorblind) for f in frames],
-    }
-    return {k: [render.fit(p, height, width, smooth=k == "video") for p in film] for k, film in drawn.items()}
+    for frame in frames:
+        yield render.fit(FILMS[name](frame, colorblind), height, width, smooth=name == "video")
+
+
+def at_width(frame: Shown, width: int) -> Shown:
+    """A frame no wider than `width`, so that what is written on it is written in the size in which it is seen."""
+    height, full = frame.semantic.shape
+    if full <= width:
+        return frame
+    size = max(1, round(height * width / full)), width
+    image = np.asarray(Image.fromarray(frame.image).resize(size[::-1], Image.Resampling.LANCZOS))
+    semantic, track, *truth = (_nearest(m, *size) for m in (frame.semantic, frame.track, *(frame.truth or ())))
+    truth = tuple(truth) or None
+    return dataclasses.replace(frame, image=image, semantic=semantic, track=track, truth=truth)
+
+
+def _nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    rows, columns = (
+        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), labels.shape[:2], strict=True)
+    )
+    return labels[rows[:, None], columns]
 
 
 def write_gif(path: str | Path, pictures: Iterable[np.ndarray], fps: float = 10.0) -> Path:
@@ -50,13 +74,12 @@ def write_gif(path: str | Path, pictures: Iterable[np.ndarray], fps: float = 10.
 
 
 def gif_html(
-    pictures: Sequence[np.ndarray], title: str, width: int = 320, frames: int = 6, colors: int = 128, fps: float = 10.0
+    frames: Sequence[Shown], name: str, colorblind: bool = False, width: int = 320, most: int = 6, fps: float = 10.0
 ) -> str:
-    """A small moving preview as HTML with the GIF inside: at most `frames` of the pictures, evenly, and `colors`."""
-    every = -(-len(pictures) // frames)
-    small = [Image.fromarray(p) for p in pictures[::every]]
-    small = [p.resize((width, round(p.height * width / p.width))) if p.width > width else p for p in small]
-    palette = Image.fromarray(np.concatenate([np.asarray(p) for p in small])).quantize(colors)
+    """One of `FILMS` as a small moving preview, HTML with the GIF inside: `most` frames at most, in 128 colours."""
+    every = -(-len(frames) // most)
+    small = [Image.fromarray(p) for p in film([at_width(f, width) for f in frames[::every]], name, colorblind)]
+    palette = Image.fromarray(np.concatenate([np.asarray(p) for p in small])).quantize(128)
     small = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in small]
     buffer = io.BytesIO()
     small[0].save(
@@ -64,12 +87,12 @@ def gif_html(
     )
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure style="display:inline-block;margin:4px"><img alt="{title}" width="{width}" '
-        f'src="data:image/gif;base64,{data}"><figcaption>{title}</figcaption></figure>'
+        f'<figure style="display:inline-block;margin:4px"><img alt="{name}" width="{width}" '
+        f'src="data:image/gif;base64,{data}"><figcaption>{name}</figcaption></figure>'
     )
 
 
-def as_jpeg(picture: np.ndarray, width: int = 1080, quality: int = 75) -> bytes:
+def as_jpeg(picture: np.ndarray, width: int = PAGE, quality: int = 75) -> bytes:
     """A photograph for the page, no wider than `width`."""
     image = Image.fromarray(picture)
     if image.width > width:
@@ -140,8 +163,9 @@ def comparison(frames: Sequence[Shown], rows: int = 3, colorblind: bool = False)
     """input | truth | prediction | errors of a few frames, evenly spread; without truth input | prediction."""
     chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(rows, len(frames))).round().astype(int)]
     partners = match_tracks(frames)
-    height, width = chosen[0].semantic.shape
     with_truth = all(f.truth is not None for f in chosen)
+    chosen = [at_width(f, PAGE // (4 if with_truth else 2) - 3) for f in chosen]
+    height, width = chosen[0].semantic.shape
     table = []
     for f in chosen:
         row = [f.image, render.draw_panoptic(f.semantic, f.track, colorblind, labels=True)]
@@ -156,9 +180,9 @@ def comparison(frames: Sequence[Shown], rows: int = 3, colorblind: bool = False)
 def error_strip(frames: Sequence[Shown], columns: int = 8, width: int = 150) -> np.ndarray:
     """The error maps of all frames with truth, small, in reading order, with their legend."""
     partners = match_tracks(frames)
-    shown = [f for f in frames if f.truth is not None]
-    height = round(width * shown[0].semantic.shape[0] / shown[0].semantic.shape[1])
-    small = [render.fit(draw_errors(error_map(f, partners)), height, width) for f in shown]
+    maps = (draw_errors(error_map(f, partners)) for f in frames if f.truth is not None)
+    height = round(width * frames[0].semantic.shape[0] / frames[0].semantic.shape[1])
+    small = [render.fit(errors, height, width) for errors in maps]
     table = render.strip([small[i : i + columns] for i in range(0, len(small), columns)], gap=3)
     return np.concatenate([render.swatches(list(ERRORS.items()), table.shape[1]), table])
 
@@ -168,22 +192,24 @@ def error_strip(frames: Sequence[Shown], columns: int = 8, width: int = 150) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = False, scale: int = 2) -> np.ndarray:
+def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = False) -> np.ndarray:
     """What a sampler was given (three of the noisy bits as red, green and blue) and the estimate that followed.
 
     steps: of `model.inspection.denoising_steps`; the first, the last and some between, more of the early ones.
     """
     share = np.linspace(0, 1, min(columns, len(steps))) ** 1.5
     chosen = [steps[i] for i in sorted(set((share * (len(steps) - 1)).round().astype(int).tolist()))]
+    width = PAGE // columns - 4
+    size = max(1, round(width * steps[0].semantic.shape[0] / steps[0].semantic.shape[1])), width
     noisy, estimates = [], []
     for step in chosen:
         bits = step.noisy_bits[-3:].transpose(1, 2, 0)  # of the instance slot
-        noisy.append((255 * (0.5 + bits / (4 * max(bits.std(), 1e-6))).clip(0, 1)).astype(np.uint8))
+        colors = (255 * (0.5 + bits / (4 * max(bits.std(), 1e-6))).clip(0, 1)).astype(np.uint8)
+        noisy.append(_nearest(colors, *size))
         tracked = np.isin(step.semantic, (PERSON, CAR))
         maps = (step.semantic, np.where(tracked, step.slot, 0))
-        estimates.append(render.draw_panoptic(*(m.repeat(scale, 0).repeat(scale, 1) for m in maps), colorblind))
+        estimates.append(render.draw_panoptic(*(_nearest(m, *size) for m in maps), colorblind))
     titles = [f"step {steps.index(s) + 1} of {len(steps)}, t = {s.time:.2f}" for s in chosen]
-    noisy = [p.repeat(scale, 0).repeat(scale, 1) for p in noisy]
     return render.strip([noisy, estimates], titles=titles)
 
 
@@ -197,22 +223,23 @@ def plot_errors(frames: Sequence[Shown]) -> plt.Figure:
     partners = match_tracks(frames)
     names = list(ERRORS)
     figure, axes = _axes(8, 2.4)
-    shown = [f for f in frames if f.truth is not None]
-    shares = []
-    for frame in shown:
-        counts = np.bincount(error_map(frame, partners).ravel(), minlength=4)
-        shares.append(counts[1:3] / max(counts[:3].sum(), 1))
+    shares, sequences = [], []
+    for frame in frames:
+        if frame.truth is not None:
+            counts = np.bincount(error_map(frame, partners).ravel(), minlength=4)
+            shares.append(counts[1:3] / max(counts[:3].sum(), 1))
+            sequences.append(frame.sequence)
     for k, share in enumerate(np.array(shares).T, start=1):
         axes.plot(100 * share, color=_color(ERRORS[names[k]]), label=names[k])
-    for i in range(1, len(shown)):
-        if shown[i].sequence != shown[i - 1].sequence:
+    for i in range(1, len(sequences)):
+        if sequences[i] != sequences[i - 1]:
             axes.axvline(i - 0.5, color="0.7", linewidth=0.8)
-    axes.set(xlabel="frame", ylabel="% of pixels", ylim=(0, None), xlim=(0, max(len(shown) - 1, 1)))
+    axes.set(xlabel="frame", ylabel="% of pixels", ylim=(0, None), xlim=(0, max(len(shares) - 1, 1)))
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
-def plot_quality(result: dict[str, Any]) -> plt.Figure:
+def plot_quality(result: dict[str, Any], colorblind: bool = False) -> plt.Figure:
     """STQ and its parts, in all and for each sequence, and the IoU of each class; of `metrics.Evaluation.result()`."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 3.2), facecolor="white", dpi=85, layout="constrained", width_ratios=(1, 1.6)
@@ -230,7 +257,7 @@ def plot_quality(result: dict[str, Any]) -> plt.Figure:
     left.legend(frameon=False, ncols=3, loc="upper right", fontsize=8)
 
     classes = {name: iou for name, iou in stq["per_class"].items() if iou is not None}
-    colors = [_color(render.class_colors()[CLASS_NAMES.index(name)]) for name in classes]
+    colors = [_color(render.class_colors(colorblind)[CLASS_NAMES.index(name)]) for name in classes]
     bars = right.bar(list(classes), list(classes.values()), color=colors, edgecolor="0.3", linewidth=0.5)
     right.bar_label(bars, [f"{100 * v:.0f}" for v in classes.values()], fontsize=8)
     right.set(ylim=(0, 1.15), title="IoU of the classes, in percent", yticks=[])
@@ -240,14 +267,16 @@ def plot_quality(result: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def plot_tracks(lives: Mapping[int, tuple[int, list[int]]], title: str, longest: int = 30) -> plt.Figure:
+def plot_tracks(
+    lives: Mapping[int, tuple[int, list[int]]], title: str, colorblind: bool = False, longest: int = 30
+) -> plt.Figure:
     """Which id lives from when to when, in the tracks' own colours; of more than `longest` tracks the longest."""
     chosen = sorted(sorted(lives, key=lambda t: -len(lives[t][1]))[:longest])
     figure, axes = _axes(8, 0.9 + 0.2 * max(len(chosen), 1))
     for row, track in enumerate(chosen):
         frames = np.array(lives[track][1])
         runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
-        color = _color(render.track_colors(track + 1)[track])
+        color = _color(render.track_colors(track + 1, colorblind)[track])
         axes.broken_barh([(r[0] - 0.5, len(r)) for r in runs], (row - 0.38, 0.76), color=color, ec="0.3", lw=0.4)
     axes.set_yticks(range(len(chosen)), [render.label_of(lives[t][0], t) for t in chosen], fontsize=8)
     axes.set(xlabel="frame", title=_short(title), ylim=(max(len(chosen), 1) - 0.4, -0.6))

@@ -113,8 +113,10 @@ class SequenceOutput:
         fps: float = 10.0,
         restart: bool = False,
         given: int = 0,
+        colorblind: bool = False,
     ):
         """given: how many of the first frames' masks lie in the folder already."""
+        self.colorblind = colorblind
         self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
         safe = hashlib.sha256(sequence.name.encode()).hexdigest()[:16]
         self.state_path = folder / STATE_FOLDER / f"{safe}.pt"
@@ -204,7 +206,7 @@ class SequenceOutput:
     def _draw(self, image: np.ndarray, semantic, track) -> None:
         if self.overlay is None:
             return
-        picture = render.overlay(image, semantic, track)
+        picture = render.overlay(image, semantic, track, colorblind=self.colorblind)
         if self.overlay.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
             picture = render.fit(picture, *self.overlay.size, smooth=True)
         self.overlay.write(picture)

@@ -3,13 +3,17 @@
 For looking at it (visualize.ipynb); inference itself writes through data/predictions.py.
 """
 
+import dataclasses
+import io
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from data.frames import natural_key
 from data.inputs import find_sequences
@@ -24,6 +28,7 @@ PLACES = (
     (DEMO / "output", DEMO / "world/kitti_out/video_sequence/test"),
 )
 RUN = ".inference/run.json"  # in an output folder: the input folder and the checkpoint of the last inference
+KEPT = 256 << 20  # bytes of frames that stay in memory; those beyond are read again each time
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
 
 
@@ -48,6 +53,37 @@ class Shown:
     truth: tuple[np.ndarray, np.ndarray] | None
 
 
+@dataclass(frozen=True)
+class Frames(Sequence[Shown]):
+    """Frames that are read when they are asked for, so that memory does not grow with the video.
+
+    read: number of a frame -> the frame; numbers: of those that these are. A slice of Frames is Frames.
+    """
+
+    read: Callable[[int], Shown]
+    numbers: Sequence[int]
+    kept: dict[int, Shown] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return dataclasses.replace(self, numbers=self.numbers[i])
+        number = self.numbers[i]
+        if number in self.kept:
+            return self.kept[number]
+        frame = self.read(number)
+        maps = (frame.image, frame.semantic, frame.track, *(frame.truth or ()))
+        if (len(self.kept) + 1) * sum(m.nbytes for m in maps) <= KEPT:
+            self.kept[number] = frame
+        return frame
+
+    def where(self, wanted: Callable[[Shown], bool]) -> "Frames":
+        """Those that are wanted."""
+        return dataclasses.replace(self, numbers=[n for n, f in zip(self.numbers, self, strict=True) if wanted(f)])
+
+
 def last_inference(output: str | Path | None = None, inputs: str | Path | None = None) -> Inference | None:
     """The inference in `output`, by default in data/output, else the demo's; None where neither has predictions."""
     places = PLACES if output is None else ((Path(output), dict(PLACES).get(Path(output), PLACES[0][1])),)
@@ -63,42 +99,51 @@ def last_inference(output: str | Path | None = None, inputs: str | Path | None =
     return None
 
 
-def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None = None) -> list[Shown]:
+def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None = None) -> Frames:
     """The first `limit` predictions in order, each with its frame, and with its truth where there is one.
 
     truth: folder of ground truth; by default the folder of the frames, where KITTI-STEP and the built-in world keep
-    it. Frames that are not found are shown in grey. Raises DataError for predictions that cannot be read.
+    it. Frames that are not found are shown in grey. Reading one raises DataError where its prediction is damaged.
     """
     paths = sorted(inference.output.rglob("*_panoptic.png"), key=lambda p: natural_key(str(p)))[:limit]
     names = [p.relative_to(inference.output) for p in paths]
     images = _images(inference.inputs, names)
     truths = _truths(Path(truth or inference.inputs))
-    frames = []
-    for path, name in zip(paths, names, strict=True):
-        semantic, track = read_panoptic(path)
+
+    def read(number: int) -> Shown:
+        name = names[number]
+        semantic, track = read_panoptic(paths[number])
         image = images.get(name)
-        image = read_image(image) if isinstance(image, Path) else image
+        if image is not None:
+            image = read_image(image) if isinstance(image, Path) else np.asarray(Image.open(io.BytesIO(image)))
         if image is None or image.shape[:2] != semantic.shape:
             image = np.full((*semantic.shape, 3), 128, np.uint8)
         labels = truths.get(_key(name.name.removesuffix("_panoptic.png")))
         labels = None if labels is None else read_labels(labels)
         labels = labels if labels is not None and labels[0].shape == semantic.shape else None
-        frames.append(Shown(*_sequence_of(name), image, semantic, track, labels))
+        return Shown(*_sequence_of(name), image, semantic, track, labels)
+
     if missing := [n for n in names if n not in images]:
         print(f"{len(missing)} of {len(names)} frames are not in {inference.inputs} and are shown in grey")
-    return frames
+    return Frames(read, range(len(names)))
 
 
-def _images(inputs: Path, names: list[Path]) -> dict[Path, Path | np.ndarray]:
-    """Predictions' names -> image files, or images where the input is a video."""
+def _images(inputs: Path, names: list[Path]) -> dict[Path, Path | bytes]:
+    """Predictions' names -> image files; where the input is a video, JPEGs in memory, as it is read but once."""
     try:
         sequences = find_sequences(inputs)
         if inputs.is_file():
             frames = islice(sequences[0].read(), len(names))
-            return {frame.output: image for frame, image in frames if isinstance(image, np.ndarray)}
+            return {frame.output: _jpeg(image) for frame, image in frames if isinstance(image, np.ndarray)}
     except DataError:
         return {}
     return {frame.output: frame.image for s in sequences for frame in s.frames}
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
 
 
 def _truths(folder: Path) -> dict[str, LabelFile]:

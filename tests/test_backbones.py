@@ -1,7 +1,5 @@
 """Weights of a backbone: fetched as carefully as data, checked before they are read, and put where they belong."""
 
-import hashlib
-import io
 import os
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 import torchvision
 from painted import make_kitti
 from running import call
+from serving import BODY, SHA
 from small import FLAGS
 
 from data import backbones
@@ -19,13 +18,7 @@ from data.labels import DataError
 from model import CheckpointError
 from model.encoder import ImageEncoder, load_backbone
 
-QUICK = {"timeout": 0.4, "backoff": 0.01, "quiet": True}
-
-
-def as_bytes(content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+QUICK = {"timeout": 1.0, "backoff": 0.01, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +28,16 @@ def resnet():
 
 
 @pytest.fixture
-def served(serve, resnet, tmp_path, monkeypatch):
-    """ImageNet weights of a ResNet-18, on a server that follows a script; torch's cache is an empty folder."""
+def served(serve, tmp_path, monkeypatch):
+    """Weights for a ResNet-18 on a server that follows a script; torch's cache is an empty folder."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    body = as_bytes(resnet)
 
     def start(*script):
-        server = serve(*script, body=body)
-        file = WeightFile(
-            f"http://127.0.0.1:{server.server_address[1]}/r18.pth", len(body), hashlib.sha256(body).hexdigest()
-        )
+        server = serve(*script)
+        file = WeightFile(f"http://127.0.0.1:{server.server_address[1]}/r18.pth", len(BODY), SHA)
         monkeypatch.setitem(FILES, ("imagenet", "resnet18"), file)
         return server
 
-    start.body = body
     return start
 
 
@@ -72,13 +61,13 @@ def test_the_files_are_those_that_torchvision_names():
 
 @pytest.mark.parametrize(
     "script",
-    [[("cut", 1_000_000), ("cut", 9_000_000)], [("stall", 70_000)], [("length", -10)], [("wrong bytes", 0)]],
+    [[("cut", 100_000), ("cut", 1_900_000)], [("stall", 70_000)], [("length", -10)], [("wrong bytes", 0)]],
     ids=lambda script: script[0][0],
 )
 def test_weights_are_fetched_whatever_the_server_does(served, tmp_path, script):
     server = served(*script)
     path = backbone_file("imagenet", "resnet18", **QUICK)
-    assert path == tmp_path / "hub" / "checkpoints" / "r18.pth" and path.read_bytes() == served.body
+    assert path == tmp_path / "hub" / "checkpoints" / "r18.pth" and path.read_bytes() == BODY
     assert not server.script
     asked = len(server.requests)
     assert backbone_file("imagenet", "resnet18", **QUICK) == path and len(server.requests) == asked  # it is there
@@ -91,7 +80,7 @@ def test_what_an_earlier_run_fetched_is_gone_on_with(served, tmp_path):
     ):
         backbone_file("imagenet", "resnet18", **QUICK, attempts=2)
     server = served()
-    assert backbone_file("imagenet", "resnet18", **QUICK).read_bytes() == served.body
+    assert backbone_file("imagenet", "resnet18", **QUICK).read_bytes() == BODY
     assert server.requests == ["bytes=80000-"]
 
 
@@ -99,7 +88,7 @@ def test_a_file_of_torchs_cache_that_is_not_whole_is_not_trusted(served, tmp_pat
     served()
     path = tmp_path / "hub" / "checkpoints" / "r18.pth"
     path.parent.mkdir(parents=True)
-    path.write_bytes(served.body[:-1])
+    path.write_bytes(BODY[:-1])
     with pytest.raises(DownloadError, match=r"r18\.pth is there, but it is not"):
         backbone_file("imagenet", "resnet18", **QUICK)
 
@@ -108,7 +97,7 @@ def test_a_cache_that_is_read_only_serves_what_it_holds(served, tmp_path, monkey
     served()
     path = tmp_path / "hub" / "checkpoints" / "r18.pth"
     path.parent.mkdir(parents=True)
-    path.write_bytes(served.body)
+    path.write_bytes(BODY)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert backbone_file("imagenet", "resnet18", **QUICK) == path
     assert [p.name for p in path.parent.iterdir()] == ["r18.pth"]  # no lock was made

@@ -16,7 +16,7 @@ from PIL import Image
 from running import call
 from small import CONFIG, lively_model
 
-from data import predictions
+from data import predictions, render
 from data.inputs import find_sequences
 from data.labels import DataError, read_image, read_panoptic, write_panoptic
 from data.video import VideoWriter, read_video, upright, video_length
@@ -486,6 +486,19 @@ def test_a_film_of_pictures_of_several_sizes_distorts_none(weights, tmp_path, ca
         film.seek(1)
         lit = np.asarray(film.convert("RGB")).max(axis=(0, 2)) > 40
     assert lit.tolist() == [18 <= x < 30 for x in range(48)]
+
+
+def test_a_film_in_colours_for_all_kinds_of_colour_vision(weights, tmp_path, capfd):
+    draw(tmp_path / "in" / "1.png", 0)
+    films = []
+    for flags in ((), ("--colorblind",)):
+        infer(capfd, weights, tmp_path / "in", tmp_path / "out", *flags, overlay="gif")
+        with Image.open(tmp_path / "out" / "in_overlay.gif") as film:
+            films.append(np.asarray(film.convert("RGB")))
+    image, maps = read_image(tmp_path / "in" / "1.png"), read_panoptic(tmp_path / "out" / "1_panoptic.png")
+    for film, colorblind in zip(films, (False, True), strict=True):
+        drawn = render.overlay(image, *maps, colorblind=colorblind)
+        assert np.abs(film.astype(int) - drawn).mean() < 8 < np.abs(film.astype(int) - films[not colorblind]).mean()
 
 
 def test_a_film_keeps_the_speed_of_its_video(weights, tmp_path, capfd):

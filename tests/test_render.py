@@ -6,9 +6,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from running import call
 
 from data import figures, render, shown
 from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, write_image, write_panoptic
+from data.video import VideoWriter
 from model import StreamConfig, VideoPredictor
 from model.inspection import denoising_steps
 from tests.small import lively_model
@@ -212,6 +215,61 @@ def test_frames_are_found_with_their_images_and_truth(tmp_path):
     assert (str(run.inputs), str(run.checkpoint)) == ("some/where", "a.pt")
 
 
+def test_frames_beyond_the_room_are_read_again(tmp_path, monkeypatch):
+    """A long video of large frames takes no more memory than KEPT; its frames are the same at each look."""
+    semantic, track = street()
+    for number in range(6):
+        write_panoptic(tmp_path / f"out/a_{number}_panoptic.png", semantic, np.roll(track, number, axis=1))
+    frames = shown.load_frames(shown.Inference(tmp_path / "out", tmp_path / "in"))
+    monkeypatch.setattr(shown, "KEPT", int(2.5 * sum(m.nbytes for m in (frames[0].image, semantic, frames[0].track))))
+    for _ in range(2):
+        for number, frame in enumerate(frames):
+            assert frame.number == number and (frame.track == np.roll(track, number, axis=1)).all()
+    assert sorted(frames.kept) == [0, 1]
+    odd = frames.where(lambda frame: frame.number % 2 == 1)
+    assert [frame.number for frame in odd] == [1, 3, 5] and [f.number for f in odd[1:]] == [3, 5]
+
+
+def test_a_video_files_frames_are_shown(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", fps=10) as video:
+        for n in range(3):
+            video.write(np.full((96, 320, 3), 80 * n, np.uint8))
+            write_panoptic(tmp_path / f"out/v_{n:06d}_panoptic.png", *street())
+    frames = shown.load_frames(shown.Inference(tmp_path / "out", tmp_path / "v.mp4"))
+    assert [abs(int(f.image.mean()) - 80 * n) < 4 for n, f in enumerate(frames)] == [True] * 3
+
+
+def test_small_pictures_are_drawn_small_and_not_shrunk():
+    """Names on a large frame stay as large on the page as on a small one; labels are never mixed."""
+    semantic, track = (m.repeat(4, 0).repeat(4, 1) for m in street())
+    large = shown.Shown("a", 0, np.zeros((*track.shape, 3), np.uint8), semantic, track, (semantic, track))
+    small = figures.at_width(large, 320)
+    assert (small.semantic == street()[0]).all() and (small.truth[1] == street()[1]).all()
+    assert figures.at_width(small, 320) is small
+    page = figures.comparison([large] * 3)  # input | truth | prediction | errors
+    f = figures.at_width(large, figures.PAGE // 4 - 3)
+    (height, width), drawn = f.track.shape, render.draw_panoptic(f.semantic, f.track, labels=True)
+    assert page.shape[1] == 4 * width + 3 * 4 and width == 267
+    assert (page[-height:, 2 * (width + 4) :][:, :width] == drawn).all()
+    assert (drawn != render.draw_panoptic(f.semantic, f.track)).any()  # names are on it
+
+
+def test_the_readmes_pictures_are_drawn_of_the_demos_output(tmp_path, capfd):
+    semantic, track = street()
+    for n, name in enumerate(("000000_000000", "000000_000001", "000001_000000")):
+        write_image(tmp_path / f"in/{name}_leftImg8bit.png", np.zeros((*track.shape, 3), np.uint8))
+        write_panoptic(tmp_path / f"in/{name}_panoptic.png", semantic, track)
+        write_panoptic(tmp_path / f"out/{name}_panoptic.png", semantic, np.roll(track, 9 * n, axis=1))
+    (tmp_path / "out" / shown.RUN).parent.mkdir()
+    (tmp_path / "out" / shown.RUN).write_text(json.dumps({"input_folder": str(tmp_path / "in")}))
+    flags = ("--predictions", tmp_path / "out", "--docs", tmp_path / "docs", "--moving", 0)
+    assert call(capfd, "benchmarks.pictures", *flags).status in (0, None)
+    with Image.open(tmp_path / "docs/demo.gif") as film, Image.open(tmp_path / "docs/failures.png") as still:
+        assert film.n_frames == 2 and film.size == (640, 388) and still.width == 2 * 640 + 4 and still.height > 388
+    refused = call(capfd, "benchmarks.pictures", *flags[:4], "--moving", 2)
+    assert refused.status == 2 and "--moving must be 0 to 1" in refused.message
+
+
 def test_frames_that_are_not_found_are_grey(tmp_path, capsys):
     write_panoptic(tmp_path / "out/a_1_panoptic.png", *street())
     frames = shown.load_frames(shown.Inference(tmp_path / "out", tmp_path / "in"))
@@ -233,4 +291,4 @@ def test_denoising_steps_are_those_of_the_prediction():
     assert (expected.semantic == answer.semantic).all() and (expected.track == answer.track).all()
     assert not model.denoiser._forward_hooks
     picture = figures.denoising_strip(steps, columns=3)
-    assert picture.shape[1] == 3 * 52 + 2 * 4 and torch.is_inference_mode_enabled() is False
+    assert picture.shape[1] == 3 * 356 + 2 * 4 <= figures.PAGE and torch.is_inference_mode_enabled() is False

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import tracking
 from painted import make_kitti
 from PIL import Image
 from running import call
@@ -230,6 +232,27 @@ def test_a_run_is_logged_to_trackers_too(capfd, tmp_path):
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in log])
     assert [e.step for e in events.Scalars("STQ")] == [2, 3]
     assert [e.step for e in events.Images("input, truth, prediction")] == [2]
+
+
+def test_a_run_is_logged_to_weights_and_biases(capfd, tmp_path, monkeypatch):
+    """With a module in wandb's place that has what accelerate calls."""
+    logged, started, folder = [], [], tmp_path / "run"
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end"))
+    stub = ModuleType("wandb")
+    stub.init = lambda **options: started.append(options) or run
+    stub.config = SimpleNamespace(update=lambda values, **_: started.append(values))
+    stub.Image = lambda picture: picture.shape
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.setattr("recipe.is_wandb_available", lambda: True)
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])
+    flags = (*FLAGS, *STREETS, "--save_every", 2, "--validate_every", 2, "--results_folder", folder)
+    result = call(capfd, "train", *flags, "--steps", 2, "--log_with", "wandb")
+    assert result.status == 0, result.err
+    assert started[0] == {"project": "pix2seq_d", "dir": str(folder)} and started[1]["TrainingConfig.steps"] == 2
+    losses = [(step, values["loss"]) for step, values in logged[:-1] if "loss" in values]
+    assert losses == [(entry["step"], entry["loss"]) for entry in log_of(folder)] and logged[-1] == "end"
+    ((step, shapes),) = [e for e in logged[:-1] if "input, truth, prediction" in e[1]]
+    assert step == 2 and shapes["input, truth, prediction"][0][2] == 3
 
 
 def test_a_tracker_that_is_not_installed_is_refused(capfd, tmp_path, monkeypatch):
