@@ -168,8 +168,8 @@ def tell_gaps(sequences: list[Sequence]) -> None:
             shown = ", ".join(map(str, after[:3])) + (", ..." if len(after) > 3 else "")
             times = "a gap" if len(after) == 1 else f"{len(after)} gaps"
             print(
-                f"{sequence.name}: {times} in the frame numbers, before {shown}: from there on no history and new ids, "
-                "as after a cut; number the files without gaps if it is none"
+                f"{sequence.name}: {times} in the frame numbers, before {shown}; taken as a cut: no history and new "
+                "ids from there on (if it is none, number the files without gaps)"
             )
 
 

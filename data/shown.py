@@ -100,13 +100,15 @@ def last_inference(output: str | Path | None = None, inputs: str | Path | None =
 
 
 def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None = None) -> Frames:
-    """The first `limit` predictions in order, each with its frame, and with its truth where there is one.
+    """The first `limit` predictions in order, each with its frame, and with its truth where there is one: those that
+    tracks.jsonl lists, or all in the folder where it is missing.
 
     truth: folder of ground truth; by default the folder of the frames, where KITTI-STEP and the built-in world keep
     it. Frames that are not found are shown in grey. Reading one raises DataError where its prediction is damaged.
     """
-    paths = sorted(inference.output.rglob("*_panoptic.png"), key=lambda p: natural_key(str(p)))[:limit]
-    names = [p.relative_to(inference.output) for p in paths]
+    listed = _listed(inference.output)
+    names = list(listed)[:limit]
+    paths = [inference.output / name for name in names]
     images = _images(inference.inputs, names)
     truths = _truths(Path(truth or inference.inputs))
 
@@ -121,11 +123,23 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
         labels = truths.get(_key(name.name.removesuffix("_panoptic.png")))
         labels = None if labels is None else read_labels(labels)
         labels = labels if labels is not None and labels[0].shape == semantic.shape else None
-        return Shown(*_sequence_of(name), image, semantic, track, labels)
+        return Shown(*listed[name], image, semantic, track, labels)
 
     if missing := [n for n in names if n not in images]:
         print(f"{len(missing)} of {len(names)} frames are not in {inference.inputs} and are shown in grey")
     return Frames(read, range(len(names)))
+
+
+def _listed(output: Path) -> dict[Path, tuple[str, int]]:
+    """The predictions of the last inference, relative to the folder -> (sequence, frame)."""
+    entries = []
+    if (output / TRACKS).exists():
+        entries = [json.loads(line) for line in (output / TRACKS).read_text().splitlines()]
+    found = {Path(e["file"]): (e["sequence"], e["frame"]) for e in entries if (output / e.get("file", "")).is_file()}
+    if found:
+        return found
+    names = sorted((p.relative_to(output) for p in output.rglob("*_panoptic.png")), key=lambda p: natural_key(str(p)))
+    return {name: _sequence_of(name) for name in names}
 
 
 def _images(inputs: Path, names: list[Path]) -> dict[Path, Path | bytes]:
@@ -176,11 +190,9 @@ def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, 
     if path.exists():
         entries = (json.loads(line) for line in path.read_text().splitlines())
     else:
-        names = sorted(inference.output.rglob("*_panoptic.png"), key=lambda p: natural_key(str(p)))
         entries = (
-            dict(zip(("sequence", "frame"), _sequence_of(p.relative_to(inference.output)), strict=True))
-            | {"segments": describe_segments(*read_panoptic(p))}
-            for p in names
+            {"sequence": s, "frame": n, "segments": describe_segments(*read_panoptic(inference.output / name))}
+            for name, (s, n) in _listed(inference.output).items()
         )
     for entry in entries:
         tracks = lives.setdefault(entry["sequence"], {})

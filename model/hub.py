@@ -45,7 +45,7 @@ for frame in frames:  # uint8 arrays (H, W, 3) or PIL images
 
 {{ licence }}
 
-## Figures
+## Figures, in percent
 
 {{ figures }}
 

@@ -136,13 +136,16 @@ def test_gaps_in_the_numbers_are_told_once_a_video(weights, tmp_path, capfd):
     source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8, 10, 20, 30)), *named("b", (0, 2, 4))])
     tell_gaps(find_sequences(source))
     (said,) = capfd.readouterr().out.splitlines()
-    assert said.startswith("a: 4 gaps in the frame numbers, before 7, 10, 20, ...: ")
+    assert said.startswith("a: 4 gaps in the frame numbers, before 7, 10, 20, ...; taken as a cut")
     source = folder_of(tmp_path / "few", named("c", (0, 1, 5)))
     command = ("inference", "--input_folder", source, "--checkpoint", weights, "--overlay", "none", *QUICK[:-1])
     told = call(capfd, *command, "--output_folder", tmp_path / "told")
     alone = call(capfd, *command, "--output_folder", tmp_path / "alone", "--independent_frames")
     quiet = call(capfd, *command, "--output_folder", tmp_path / "quiet", "--quiet")
-    assert told.out.startswith("c: a gap in the frame numbers, before 5: ") and len(told.out.splitlines()) == 2
+    assert (
+        told.out.startswith("c: a gap in the frame numbers, before 5; taken as a cut")
+        and len(told.out.splitlines()) == 2
+    )
     assert alone.out == f"3 frames are in {tmp_path / 'alone'}\n" and quiet.out == ""
 
 

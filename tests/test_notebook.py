@@ -1,5 +1,6 @@
 """visualize.ipynb runs top to bottom: without any inference, and on one of a user's own frames."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -58,8 +59,11 @@ def test_an_inference_on_own_frames_without_truth(tmp_path, monkeypatch):
         semantic[20:30, number : number + 30], track[20:30, number : number + 30] = 13, 300
         write_image(tmp_path / f"data/input/trip one/my frame {number}.png", rng.integers(0, 256, (*size, 3), np.uint8))
         write_panoptic(tmp_path / f"data/output/trip one/my frame {number}_panoptic.png", semantic, track)
+        line = {"sequence": "trip one", "frame": number, "file": f"trip one/my frame {number}_panoptic.png"}
+        with (tmp_path / "data/output/tracks.jsonl").open("a") as tracks:
+            tracks.write(json.dumps(line | {"segments": [{"id": 300, "class": 13, "area": 300}]}) + "\n")
     printed = execute(tmp_path, monkeypatch, frames=24)
-    assert "3 frames, 0 with truth" in printed and "shown in grey" not in printed
+    assert "3 frames, 0 with truth; sequences: trip one" in printed and "shown in grey" not in printed
     assert "No ground truth" in printed and "No checkpoint" in printed and "No training run" in printed
     check_films(tmp_path, 3, (91, 50))
 

@@ -215,6 +215,26 @@ def test_frames_are_found_with_their_images_and_truth(tmp_path):
     assert (str(run.inputs), str(run.checkpoint)) == ("some/where", "a.pt")
 
 
+def test_what_is_shown_is_the_last_inference_by_its_own_names(tmp_path):
+    """Names that are bare numbers belong to the sequence that inference gave them; what lies there from before is not
+    shown."""
+    for name in ("2", "10", "an older one"):
+        write_panoptic(tmp_path / f"out/{name}_panoptic.png", *street())
+    lines = [
+        {
+            "sequence": "trip",
+            "frame": int(n),
+            "file": f"{n}_panoptic.png",
+            "segments": [{"id": 3, "class": CAR, "area": 9}],
+        }
+        for n in ("2", "10", "11")  # the last is not there, as when it was deleted
+    ]
+    (tmp_path / "out/tracks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    inference = shown.Inference(tmp_path / "out", tmp_path / "in")
+    assert [(f.sequence, f.number) for f in shown.load_frames(inference)] == [("trip", 2), ("trip", 10)]
+    assert list(shown.track_lives(inference)) == ["trip"]
+
+
 def test_frames_beyond_the_room_are_read_again(tmp_path, monkeypatch):
     """A long video of large frames takes no more memory than KEPT; its frames are the same at each look."""
     semantic, track = street()
