@@ -94,7 +94,7 @@ class ModelConfig:
         if self.patch < 1 or any(n % self.patch for n in self.mask_size):
             raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
         if self.detail and self.patch == 1:
-            raise ConfigError("detail is for a patch above 1: without patches the map has the mask's size already")
+            raise ConfigError("detail is for a patch above 1: there give --no-detail")
         if not 0 < self.scale < math.inf:
             raise ConfigError(f"scale {self.scale} must be above 0")
         for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
