@@ -12,8 +12,9 @@ that depends on the conditions computed anew in each of them; float32.
 Where this differs, because the blocks are ours (parameters 27.6 M and 9.8 M):
   * The encoder has ten transformer layers of width 384 on the stride-16 map in place of ResNet-50's last stage and a
     feature pyramid. It counts 196 GFLOP; a ResNet-50 and a pyramid of 256 channels at 88x304 would count some 110.
-  * The U-Net has one residual block a level on the way down and a transformer at the bottom, where that family of
-    U-Nets has two blocks and linear attention at each level: a step of this one is cheaper than of the original.
+  * The U-Net that train.py builds has one residual block a level on the way down and a transformer at the bottom. The
+    earlier one has two blocks and linear attention at each level and costs more: benchmarks/earlier_unet.py has it, and
+    benchmarks/speed.py compares with that.
   * Its samples are drawn and its masks resized as ours are: none of the earlier data pipeline's faults is rebuilt.
   * The first estimate of self-conditioning is computed for a batch as a whole, or not at all, half the time.
 """

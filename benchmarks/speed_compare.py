@@ -16,6 +16,7 @@ import recipe
 import train
 from benchmarks import earlier_design
 from benchmarks.earlier_design import EarlierDesign
+from benchmarks.earlier_unet import EarlierReference
 from benchmarks.speed_files import arguments, call_inference, checkpoint_of, make_frames
 from benchmarks.speed_inference import autocast, inputs, sizes
 from benchmarks.speed_timing import (
@@ -47,14 +48,14 @@ NOT_OF_A_GPU = "not measured: needs a CUDA GPU"
 def earlier(setup: Setup, preset: str = "small", config: ModelConfig = earlier_design.CONFIG) -> list[Row]:
     """A frame after the first, and a training step of batch 2, at the earlier design's sizes.
 
-    The reference runs as the earlier repository did: float32, plain memory layout. Its frame is its encoder and 100
-    times the mean step of the few that are measured.
+    The reference has the earlier repository's U-Net and runs as it did: float32, plain memory layout. Its frame
+    is its encoder and 100 times the mean step of the few that are measured.
     """
     now = config_of(preset, config.image_size)
     if math.prod(now.mask_size) < math.prod(config.mask_size):
         now = dataclasses.replace(now, mask_size=config.mask_size)
     torch.manual_seed(0)
-    reference = EarlierDesign(config).eval().to(setup.device)
+    reference = EarlierReference(config).eval().to(setup.device)
     ours = predictor_of(setup, now)
     then, frame = _frames(setup, reference, ours)
     recorded = earlier_design.ORIGINAL

@@ -99,8 +99,10 @@ class TransUNet(nn.Module):
 
     def condition(self, features: Features, history: Tensor) -> Condition:
         """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
-        history = F.pixel_unshuffle(history.to(features.map.dtype), self.patch)
-        first = self.conv_condition(torch.cat([features.map, history], dim=1))
+        maps = [features.map]
+        if history.shape[1]:  # F.pixel_unshuffle leaves a tensor without channels as large as it was
+            maps.append(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
+        first = self.conv_condition(torch.cat(maps, dim=1))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
         return Condition(first, cross, features.detail)
 

@@ -26,6 +26,7 @@ from benchmarks import (
     speed_training,
 )
 from benchmarks.earlier_design import EarlierDesign
+from benchmarks.earlier_unet import EarlierReference
 from benchmarks.speed_timing import Row, Setup
 from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of, draw, training_loss
@@ -190,6 +191,24 @@ def test_the_earlier_design_has_its_size():
     assert model.config.bits == 24 and model.config.slots == 65_536
     assert speed_timing.parameters(model.encoder) == pytest.approx(27.6, rel=0.01)
     assert speed_timing.parameters(model.denoiser) == pytest.approx(9.6, rel=0.03)
+    assert speed_timing.parameters(EarlierReference(model.config).denoiser) == pytest.approx(9.6, rel=0.005)
+
+
+def test_the_earlier_network_sees_all_that_it_is_given():
+    torch.manual_seed(0)
+    model = EarlierReference(dataclasses.replace(THREE_CODES, mask_size=(16, 32), multipliers=(1, 2))).eval()
+    image, history = torch.rand(1, 3, 32, 64), torch.randn(1, 48, 16, 32)
+    x, before, t = torch.randn(1, 24, 16, 32), torch.randn(1, 24, 16, 32), torch.tensor([0.5])
+    with torch.no_grad():
+
+        def answer(image=image, history=history, x=x, before=before, t=t):
+            return model.predict(x, t, model.condition(model.encode(image), history), before)
+
+        whole = answer()
+        assert whole.shape == (1, 24, 16, 32)
+        others = {"image": image.flip(3), "history": -history, "x": -x, "before": -before, "t": t / 2}
+        for name, value in others.items():
+            assert (answer(**{name: value}) - whole).abs().max() > 1e-4, name
 
 
 def test_its_flags_give_its_configuration(monkeypatch):

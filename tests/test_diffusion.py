@@ -281,6 +281,17 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     assert torch.stack(parts).mean().item() == pytest.approx(full.item(), rel=0.1)
 
 
+@pytest.mark.parametrize("patch", [1, 4])
+def test_a_model_may_look_back_to_nothing(patch):
+    config = dataclasses.replace(CONFIG, patch=patch, history_offsets=())
+    model = Pix2SeqD(config)
+    torch.nn.init.normal_(model.denoiser.conv_out.weight)  # it starts at zero, and nothing before it has a gradient
+    batch = to_device(torch.utils.data.default_collate([scene(0, frames=1)]), torch.device("cpu"))
+    loss, _ = training_loss(model, config, LossConfig(), batch, draw(0, [0], model, config.mask_size, "cpu", False))
+    loss.backward()
+    assert loss.isfinite() and model.denoiser.conv_condition.weight.grad.abs().sum() > 0
+
+
 def test_detail_reaches_the_answer_of_its_own_pixel():
     """What the map sees changes nothing here, so that the answer differs where the detail does and nowhere else."""
     torch.manual_seed(0)
