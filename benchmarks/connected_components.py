@@ -23,7 +23,7 @@ with cli.imports():
     from tqdm import tqdm
 
     from data.inputs import find_sequences
-    from data.labels import write_panoptic
+    from data.labels import DataError, write_panoptic
     from model import VideoPredictor
     from model.geometry import content_size, fit_frame, restore
 
@@ -114,7 +114,9 @@ def main() -> None:
     generator = torch.Generator().manual_seed(42)
     for sequence in find_sequences(args.input_folder):
         tracker = Tracker()
-        for frame, image in tqdm(sequence, desc=sequence.name, total=len(sequence.frames)):
+        for frame, image in tqdm(sequence.read(), desc=sequence.name, total=len(sequence.frames or ()) or None):
+            if isinstance(image, DataError):
+                raise image
             semantic = semantic_map(predictor, image, generator)
             track = tracker(semantic, predictor.model.config.tracked, args.min_area)
             size = image.shape[:2]

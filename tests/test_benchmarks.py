@@ -29,6 +29,7 @@ from benchmarks.earlier_design import EarlierDesign
 from benchmarks.earlier_unet import EarlierReference
 from benchmarks.speed_timing import Row, Setup
 from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
+from model import checkpoint as checkpoints
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of, draw, training_loss
 from model.layers import position_encoding
 from model.schedule import gamma, sampling_times
@@ -389,3 +390,26 @@ def test_memory_is_followed_over_a_video(small_preset, tmp_path, monkeypatch):
     peak, *resident, grown = (row.value for row in rows)
     assert all(100 < r <= peak for r in resident)
     assert grown == pytest.approx(1e3 * (resident[2] - resident[0]) / (0.9 * 12))
+
+
+def test_connected_components_of_frames_are_written_as_predictions(tmp_path, monkeypatch):
+    """Two cars apart in one frame are two ids, and keep them."""
+    from benchmarks import connected_components
+    from data.labels import read_panoptic, write_image
+
+    semantic = np.zeros((16, 32), np.uint8)
+    semantic[4:8, 2:8] = semantic[4:8, 20:26] = 13
+    monkeypatch.setattr(connected_components, "semantic_map", lambda *_: semantic)
+    model = lively_model()
+    model_file, frames = tmp_path / "model.pt", tmp_path / "in"
+    checkpoints.save(
+        model_file, {"format": checkpoints.FORMAT, "config": CONFIG.to_dict(), "weights": model.state_dict()}
+    )
+    for n in range(2):
+        write_image(frames / f"{n}.png", np.zeros((32, 64, 3), np.uint8))
+    flags = ["--input_folder", frames, "--output_folder", tmp_path / "out", "--checkpoint", model_file]
+    monkeypatch.setattr(sys, "argv", ["connected_components.py", *map(str, flags)])
+    connected_components.main()
+    (first, ids), (second, later) = (read_panoptic(tmp_path / "out" / f"{n}_panoptic.png") for n in range(2))
+    assert first.shape == (32, 64) and (first == second).all() and (ids == later).all()
+    assert len(np.unique(ids[first == 13])) == 2 and (ids[first != 13] == 0).all()
