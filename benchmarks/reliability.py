@@ -81,8 +81,9 @@ def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
     stored = checkpoints.load(folder / "model-latest.pt")
     tensors = {f"averaged.{k}": v for k, v in stored["weights"].items()}
     tensors |= {f"raw.{k}": v for k, v in stored["training"]["weights"].items()}
-    for i, state in stored["training"]["optimizer"]["state"].items():
-        tensors |= {f"{i}.{k}": v for k, v in state.items()}
+    for name, part in stored["training"]["optimizer"].items():  # muon, adamw
+        for i, state in part["state"].items():
+            tensors |= {f"{name}.{i}.{k}": v for k, v in state.items()}
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return tensors, [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
 

@@ -159,11 +159,11 @@ def check_shapes(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor],
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError where the state that was loaded into AdamW is not that of its parameters."""
+    """Raise ValueError where the state that was loaded into AdamW or Muon is not that of its parameters."""
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         shapes = {name: tuple(value.shape) for name, value in optimizer.state.get(parameter, {}).items()}
         size = tuple(parameter.shape)
-        if shapes and shapes != {"step": (), "exp_avg": size, "exp_avg_sq": size}:
+        if shapes not in ({}, {"step": (), "exp_avg": size, "exp_avg_sq": size}, {"momentum_buffer": size}):
             raise ValueError(f"a parameter of size {size} has the state {shapes}"[:200])
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from model.checkpoint import check_moments
+
 if TYPE_CHECKING:
     from model.training import TrainingConfig
 
@@ -73,9 +75,15 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError or KeyError for a state that is not of this optimizer."""
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
+        """Momenta alone: settings are of this run. Raises ValueError or KeyError for a state of another optimizer."""
+        for part, name in ((self.muon, "muon"), (self.adamw, "adamw")):
+            chosen = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
+            part.load_state_dict(state_dict[name])
+            for group, settings in zip(part.param_groups, chosen, strict=True):
+                for key in set(group) - set(settings) - {"params"}:
+                    del group[key]
+                group.update(settings)
+            check_moments(part)
 
 
 def _matrix(p: Tensor) -> Tensor:

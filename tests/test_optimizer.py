@@ -1,5 +1,7 @@
 """Muon and AdamW as one optimizer."""
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -55,6 +57,29 @@ def test_every_parameter_has_one_place():
     hidden = set(optimizer.param_groups[0]["params"])
     assert not hidden & set(model.denoiser.conv_out.parameters())
     assert all(p.ndim >= 2 for p in hidden)
+
+
+def test_a_state_brings_its_momenta_and_no_settings():
+    def made():
+        kernel, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(2))
+        return MuonAdamW([kernel], [{"params": [other]}], lr=0.1, weight_decay=0.05, beta2=0.9), kernel, other
+
+    optimizer, kernel, other = made()
+    kernel.grad, other.grad = torch.randn(4, 3), torch.randn(2)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    state["muon"]["param_groups"][0] |= {"ns_steps": 99, "lr": 7.0, "strange": 1}
+    loaded, _, _ = made()
+    loaded.load_state_dict(state)
+    (group,) = loaded.muon.param_groups
+    assert group["ns_steps"] == 5 and group["lr"] == 0.1 and "strange" not in group
+    assert torch.equal(
+        loaded.muon.state[loaded.matrices[0]]["momentum_buffer"],
+        optimizer.muon.state[optimizer.matrices[0]]["momentum_buffer"],
+    )
+    state["muon"]["state"][0]["momentum_buffer"] = torch.zeros(5, 5)
+    with pytest.raises(ValueError):
+        made()[0].load_state_dict(state)
 
 
 def test_a_run_with_muon_goes_on_to_the_same_weights(tmp_path):
