@@ -36,8 +36,8 @@ def test_the_example_of_contributing_trains(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "KittiSTEP", "Cityscapes", "Streets", "input", "output")
     for folder in ("data", "model", "metrics"):
         shutil.copytree(ROOT / folder, code / folder, ignore=ignored)
-    for script in ("train.py", "recipe.py", "cli.py"):
-        shutil.copy(ROOT / script, code)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, code)
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     (code / "data/my_street.py").write_text(file)
     registry = code / "data/registry.py"
