@@ -39,6 +39,7 @@ from model.diffusion import LossConfig
 from model.encoder import load_backbone
 from model.streaming import config_of, model_for, precision, scaled_sizes
 from model.training import TrainingConfig, fit
+from rollout import predicted_history
 
 TRACKERS = ("tensorboard", "wandb")
 TRACKING = "pix2seq_d"  # folder of TensorBoard's files in the results folder, and project at Weights & Biases
@@ -64,6 +65,7 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
             cli.Option("dataset", dataset, "one or several data sets", choices=tuple(DATASETS)),
             cli.Option("data_root", None, data_root_help, nargs="+", metavar="PATH"),
             cli.Option("dataset_weights", None, "share of each data set; none: by length", kind=float, nargs="+"),
+            cli.Option("history_from", None, "checkpoint whose predictions of the videos are history, too", kind=Path),
             cli.Option("cache", None, "folder that keeps frames at training size, decoded once", kind=Path),
             cli.Option("skip_bad_files", False, "go on without files that cannot be read, instead of stopping"),
             cli.Option("streets_videos", 400, "videos of 24 frames of the built-in world"),
@@ -158,8 +160,17 @@ def _run(args: argparse.Namespace, model_config: ModelConfig, accelerator: Accel
     )
     if args.cache:
         sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
+    own = [None] * len(sources)
+    if args.history_from:
+        own = [
+            predicted_history(s, args.history_from, folder / "own_history", fmt.image_size, accelerator, args.quiet)
+            for s in sources
+        ]
     stream = TrainingStream(
-        [Clips(source, fmt, augmentation, history_config=history) for source in sources],
+        [
+            Clips(source, fmt, augmentation, history_config=history, own_history=predicted)
+            for source, predicted in zip(sources, own, strict=True)
+        ],
         args.dataset_weights,
         training.seed,
         training.steps * training.batch_size,

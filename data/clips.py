@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from data.frames import FrameRef, FrameSource, history_index
 from data.history import HistoryConfig, assign_slots, corrupt
 from data.labels import NUM_CLASSES, VOID
+from data.own_history import OwnHistory, named_by_truth
 from data.transforms import (
     Augmentation,
     View,
@@ -69,10 +70,12 @@ class Clips(Dataset):
         augment: Augmentation | None = None,
         fixed_slots: bool = False,
         history_config: HistoryConfig | None = None,
+        own_history: OwnHistory | None = None,
     ):
-        """augment, history_config: None for evaluation; fixed_slots: 1.. in the order of class and id, none drawn."""
+        """augment, history_config: None for evaluation; fixed_slots: 1.. in the order of class and id, none drawn;
+        own_history: predictions that a share of the clips has as its history."""
         self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
-        self.history_config = history_config
+        self.history_config, self.own_history = history_config, own_history
         if source.is_video:
             self.history = history_index(source.frames, fmt.history_offsets)
         else:
@@ -112,11 +115,12 @@ class Clips(Dataset):
             else:
                 continue
             classes[t][seen], ids[t][seen] = maps
+        past = (slice(None, -1), *seen)
+        own = not moved and self._take_own(i, classes[past], ids[past], view, int(ids.max()) + 1, generator)
 
         order = "random"
         if self.history_config is not None:
-            past = (slice(None, -1), *seen)
-            corrupt(classes[past], ids[past], self.history_config, generator)
+            corrupt(classes[past], ids[past], self.history_config, generator, drop_only=own)
             order = self.history_config.slot_order
         slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order)
         semantic_known = classes != VOID
@@ -128,3 +132,21 @@ class Clips(Dataset):
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
             "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
         }
+
+    def _take_own(
+        self, i: int, classes: np.ndarray, ids: np.ndarray, view: View, unused: int, generator: np.random.Generator
+    ) -> bool:
+        """Put what a model predicted of clip i's history in the place of the truth (T, h, w), where the clip is one of
+        the share for that and has a history of predictions. Returns whether it did."""
+        own = self.own_history
+        if own is None or generator.random() >= self.history_config.history_own:
+            return False
+        there = [t for t, past in enumerate(self.history[i]) if past >= 0]
+        if not there or any(int(self.history[i][t]) not in own for t in there):
+            return False
+        maps = [own.read(int(self.history[i][t])) for t in there]
+        size = classes.shape[1:]
+        semantic, track = (np.stack([view_labels(m[k], size, view) for m in maps]) for k in range(2))
+        ids[there] = named_by_truth(semantic, track, classes[there], ids[there], unused)
+        classes[there] = semantic
+        return True

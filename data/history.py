@@ -23,6 +23,7 @@ class HistoryConfig:
 
     history_dropout: float = _flag(0.2, "probability that a history mask is dropped")
     history_absent: float = _flag(0.0, "probability that a clip has no history at all, as a first frame")
+    history_own: float = _flag(0.5, "share of clips with the history of --history_from, where one is given")
     history_corruption: float = _flag(0.0, "probability that a history mask is corrupted")
     corruption_shift: int = _flag(2, "largest shift of a corrupted mask, in mask pixels")
     corruption_coarse: int = _flag(1, "largest block, in mask pixels, that a corrupted mask is blurred to")
@@ -33,23 +34,32 @@ class HistoryConfig:
     slot_order: str = _flag("random", "new instances' slots: drawn or by position", choices=("random", "position"))
 
     def __post_init__(self):
-        for name in ("history_dropout", "history_absent", "history_corruption", "corruption_drop",
-                     "corruption_split", "corruption_merge", "corruption_class"):  # fmt: skip
+        for name in ("history_dropout", "history_absent", "history_own", "history_corruption",
+                     "corruption_drop", "corruption_split", "corruption_merge", "corruption_class"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
         if self.corruption_shift < 0 or self.corruption_coarse < 1:
             raise DataError("corruption_shift must be 0 or more, and corruption_coarse 1 or more")
 
 
-def corrupt(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, generator: np.random.Generator) -> None:
-    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding."""
+def corrupt(
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    config: HistoryConfig,
+    generator: np.random.Generator,
+    drop_only: bool = False,
+) -> None:
+    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding.
+
+    drop_only: for masks that have errors already, they are left out at most.
+    """
     absent = generator.random() < config.history_absent
     for t in range(len(semantic)):
         dropped, corrupted, *where = generator.random(5)
         rng = np.random.default_rng(generator.integers(2**63))  # so that one mask's fate does not change the others'
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
-        elif corrupted < config.history_corruption:
+        elif corrupted < config.history_corruption and not drop_only:
             _mistake(semantic[t], instance[t], config, rng)
             index = np.ix_(*_shifted(semantic.shape[1:], config, where))
             semantic[t], instance[t] = semantic[t][index], instance[t][index]

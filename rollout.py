@@ -1,0 +1,89 @@
+"""What --history_from asks for: the training videos, predicted once by an earlier model, as inference would."""
+
+from itertools import groupby
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from data.frames import FrameSource, usual_step
+from data.labels import DataError
+from data.own_history import OwnHistory
+from data.predictions import fingerprint
+from model import StreamConfig, StreamState, VideoPredictor
+
+STREAM = StreamConfig(first_steps=2, steps=1, time_difference=0.5)  # as good as more (benchmarks/quality.md)
+FRAMES = 10_000  # of a data set, whole videos: all of KITTI-STEP's training split, and enough of longer ones
+WIDTH = 4  # videos side by side
+
+
+def predicted_history(
+    source: FrameSource,
+    checkpoint: Path,
+    folder: Path,
+    image_size: tuple[int, int],
+    accelerator: Accelerator,
+    quiet: bool,
+    frames: int = FRAMES,
+) -> OwnHistory:
+    """A checkpoint's predictions of the first videos of a data set, `frames` frames or more, in a folder of their own.
+
+    The processes share the videos; those that are there already are not predicted again, so that a run that goes on
+    sees the same history. A video ends at a gap in its numbers, or at a frame that cannot be read. Raises
+    CheckpointError and DataError.
+    """
+    key = fingerprint(checkpoint, {"stream": repr(STREAM), "image_size": tuple(image_size)})[:12]
+    own = OwnHistory(folder / f"{source.name}-{getattr(source, 'split', 'all')}-{key}", source.frames)
+    todo, total = [], 0
+    for video in whole_runs(source) if source.is_video else []:
+        if total < frames:
+            todo.append(video)
+            total += len(video)
+    mine = [v for v in todo[accelerator.process_index :: accelerator.num_processes] if v[-1] not in own]
+    if mine:
+        predictor = VideoPredictor.from_checkpoint(
+            checkpoint, config=STREAM, device=accelerator.device, image_size=tuple(image_size)
+        )
+        shown = quiet or not accelerator.is_main_process
+        with tqdm(total=sum(map(len, mine)), desc="own history", unit="frame", disable=shown) as bar:
+            for begin in range(0, len(mine), WIDTH):
+                _predict(source, predictor, mine[begin : begin + WIDTH], own, bar)
+    accelerator.wait_for_everyone()
+    return own
+
+
+def whole_runs(source: FrameSource) -> list[list[int]]:
+    """The positions of the frames of each video, cut at the gaps in its numbers."""
+    runs = []
+    for _, group in groupby(range(len(source.frames)), key=lambda i: source.frames[i].sequence):
+        positions = list(group)
+        numbers = [source.frames[i].number for i in positions]
+        step = usual_step(numbers)
+        for k, position in enumerate(positions):
+            if k == 0 or numbers[k] - numbers[k - 1] > step:
+                runs.append([])
+            runs[-1].append(position)
+    return runs
+
+
+def _predict(source: FrameSource, predictor: VideoPredictor, videos: list[list[int]], own: OwnHistory, bar) -> None:
+    """Videos side by side; each frame is written, so that the last one there says that its video is done."""
+    going = {video[0]: (list(video), StreamState(video[0])) for video in videos}
+    while going:
+        images, states = {}, {}
+        for name, (left, state) in list(going.items()):
+            try:
+                images[name], states[name] = source.read(left[0])[0], state
+            except DataError:
+                del going[name]
+                bar.update(len(left))
+        if not images:
+            break
+        answers, after = predictor.step([*images.values()], [*states.values()])
+        for name, answer, state in zip(images, answers, after, strict=True):
+            left = going[name][0]
+            own.write(left.pop(0), answer.semantic, answer.track)
+            going[name] = (left, state)
+            if not left:
+                del going[name]
+            bar.update()
