@@ -119,7 +119,8 @@ def assign_slots(
 
     semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
     order of class and id where the generator is None. With the order "position" only instances that the history shows
-    draw theirs; the others take the free slot whose place is nearest to theirs (see `slot_places`), the larger first.
+    draw theirs; the others take the free slots whose places are nearest to theirs (see `slot_places`), in their order
+    from left to right, so that of two that stand close it is not by chance which one has which.
     Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
     stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
     """
@@ -157,11 +158,12 @@ def slot_places(slots: int) -> np.ndarray:
 
 
 SIZES = (1 / 6, 1 / 3)  # of the mask's height: where medium and large begin
-SIZE_DISTANCE = 0.25  # how far a size is from the next, in widths of the mask
 
 
 def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
-    """Move instances that only the last mask shows to the free slots nearest to their place.
+    """Move instances that only the last mask shows to free slots of their size, from left to right as they are.
+
+    Of a size with fewer free slots than instances the smallest ones keep what is left over of other sizes.
 
     table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
     position of each of the pixels.
@@ -178,7 +180,32 @@ def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.nd
     np.maximum.at(bottom, index, y)
     size = np.digitize((bottom + 1 - top) / shape[1], SIZES)
     places = slot_places(slots)
-    for n in new:
-        distance = np.abs(places[:, 0] - centre[n]) + SIZE_DISTANCE * np.abs(places[:, 1] - size[n])
-        best = int(np.argmin(np.where(free, distance, np.inf)))
-        table[n], free[best] = best + 1, False
+    left_over = []
+    for s in np.unique(size[new]):
+        mine = new[size[new] == s]
+        there = np.flatnonzero(free & (places[:, 1] == s))
+        mine, more = mine[: there.size], mine[there.size :]
+        left_over += more.tolist()
+        mine = mine[np.argsort(centre[mine], kind="stable")]
+        best = there[in_order(centre[mine], places[there, 0])]
+        table[mine], free[best] = best + 1, False
+    for n, place in zip(left_over, np.flatnonzero(free), strict=False):
+        table[n] = place + 1
+
+
+def in_order(x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which place each of n points takes, in their order and each another, so that the sum of squared distances is
+    least: int (n,). x (n,) and places (m,), n <= m, both ascending."""
+    n, m = len(x), len(places)
+    cost = np.full((n + 1, m + 1), np.inf)  # of the first i points on the first j places
+    cost[0] = 0
+    for i in range(1, n + 1):
+        for j in range(i, m + 1):
+            cost[i, j] = min(cost[i, j - 1], cost[i - 1, j - 1] + (x[i - 1] - places[j - 1]) ** 2)
+    chosen, j = np.zeros(n, np.intp), m
+    for i in range(n, 0, -1):
+        while cost[i, j] == cost[i, j - 1]:
+            j -= 1
+        j -= 1
+        chosen[i - 1] = j
+    return chosen

@@ -1,5 +1,7 @@
 """Clips: sizes, unknown pixels, slots, augmentation, synthetic history."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig, content_size
-from data.history import SIZES, assign_slots, corrupt, slot_places
+from data.history import SIZES, assign_slots, corrupt, in_order, slot_places
 from data.labels import CAR, PERSON, VOID, DataError
 from data.transforms import Motion, View, view_image, view_labels, view_moved
 
@@ -332,6 +334,38 @@ def test_each_place_and_size_has_its_slots():
         places = slot_places(slots)
         assert places.shape == (slots - 1, 2) and len(np.unique(places, axis=0)) == slots - 1
         assert ((places[:, 0] > 0) & (places[:, 0] < 1)).all()
+
+
+def test_points_take_places_in_order_at_the_least_distance():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        m = rng.integers(1, 7)
+        n = rng.integers(0, m + 1)
+        x, places = np.sort(rng.random(n)), np.sort(rng.random(m))
+        chosen = in_order(x, places)
+        least = min(((x - places[list(c)]) ** 2).sum() for c in itertools.combinations(range(m), n))
+        assert (np.diff(chosen) > 0).all()
+        assert ((x - places[chosen]) ** 2).sum() == pytest.approx(least)
+
+
+def test_by_position_a_group_has_its_slots_from_left_to_right():
+    for areas in ((2, 3, 4), (4, 3, 2), (3, 4, 2)):  # in pixels of width: which is larger makes no difference
+        semantic, instance = np.zeros((2, 1, 48, 160), np.uint8)
+        for k, width in enumerate(areas):
+            semantic[0, 10:16, 60 + 4 * k : 60 + 4 * k + width] = PERSON
+            instance[0, 10:16, 60 + 4 * k : 60 + 4 * k + width] = 9 - k
+        slot, _ = assign_slots(semantic, instance.astype(np.int32), 32, np.random.default_rng(0), "position")
+        assert [int(slot[0, 12, 60 + 4 * k]) for k in range(3)] == [6, 7, 8]
+
+
+def test_by_position_there_may_be_more_of_a_size_than_places():
+    semantic, instance = (
+        np.full((1, 48, 160), PERSON, np.uint8),
+        np.arange(160).repeat(48).reshape(160, 48).T[None] // 8,
+    )
+    semantic[:, 6:] = 0  # 20 small persons side by side, for whom there are 16 places
+    slot, no_slot = assign_slots(semantic, instance.astype(np.int32) + 1, 32, np.random.default_rng(0), "position")
+    assert len(np.unique(slot[0, 0])) == 20 and not no_slot.any()
 
 
 def test_by_position_new_instances_take_the_nearest_free_slot():
