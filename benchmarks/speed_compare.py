@@ -34,7 +34,7 @@ from benchmarks.speed_training import Stepper, clips, loader_rates, rendered, re
 from data import predictions
 from model import ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of
-from model.loop import cast_weights
+from model.loop import cast_weights, fold_norms
 from model.schedule import sampling_times
 from model.training import TrainingConfig
 
@@ -170,10 +170,15 @@ def _network_ones(setup: Setup, preset: str) -> list[Row]:
     weights = build(config, setup.weights)[0].state_dict()
 
     def copy(
-        kind: type[Pix2SeqD] = Pix2SeqD, layout: torch.memory_format = torch.channels_last, cast: bool = True
+        kind: type[Pix2SeqD] = Pix2SeqD,
+        layout: torch.memory_format = torch.channels_last,
+        cast: bool = True,
+        fold: bool = True,
     ) -> Pix2SeqD:
         model = kind(config).eval()
         model.load_state_dict(weights)
+        if fold:
+            fold_norms(model)
         cast_weights(model, predictor.dtype if cast else None)
         return model.to(predictor.device, memory_format=layout)
 
@@ -196,6 +201,8 @@ def _network_ones(setup: Setup, preset: str) -> list[Row]:
         "channels-last": frame_call(predictor, copy(layout=torch.contiguous_format), channels_last=False),
         "fused attention": unfused,
     }
+    if config.backbone_norm == "frozen_batch":
+        calls["norms folded"] = frame_call(predictor, copy(fold=False))
     if not setup.cuda:
         calls["freed memory kept"] = given_back
     if predictor.dtype is not None:

@@ -90,20 +90,23 @@ def labels_to_bits(
     return torch.cat(planes, dim=-1).movedim(-1, 1)
 
 
-def expected_bits(logits: Tensor, code_bits: Sequence[int], scale: float) -> Tensor:
+def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int], scale: float) -> Tensor:
     """Logits over the codes to the expectation of their bits: the estimate of x0.
 
-    logits: (B, sum of 2^bits, h, w). Returns float (B, sum of bits, h, w) in [-scale, +scale]
+    logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits.
+    Returns float (B, sum of bits, h, w) in [-scale, +scale]
     (Pix2Seq-D, section 3.2: softmax cross-entropy loss; the estimate is the probability-weighted mean of the codes).
     """
     batch, codes, h, w = logits.shape
     rows = logits.permute(0, 2, 3, 1).reshape(-1, codes)  # (N, codes), a view where the layout is channels-last
-    tables = [F.pad(bit_table(bits, logits.device), (0, -bits % COLUMNS)) for bits in code_bits]
+    tables = [
+        F.pad(bit_table(bits, logits.device)[:size], (0, -bits % COLUMNS))
+        for size, bits in zip(sizes, code_bits, strict=True)
+    ]
     pieces = rows.split(max(1, CACHED // codes)) if logits.device.type == "cpu" else [rows]
-    sizes = [2**n for n in code_bits]
     estimates = []
     for piece in pieces:
-        parts = zip(piece.split(sizes, dim=1), code_bits, tables, strict=True)
+        parts = zip(piece.split(list(sizes), dim=1), code_bits, tables, strict=True)
         estimates.append(torch.cat([(p.float().softmax(dim=1) @ t)[:, :bits] for p, bits, t in parts], dim=1))
     estimate = torch.cat(estimates).float() * scale  # (N, sum of bits)
     return estimate.view(batch, h, w, -1).permute(0, 3, 1, 2)

@@ -166,7 +166,7 @@ def training_loss(
         errors = [semantic_error.mean(dim=1), slot_error.mean(dim=1)]
     else:
         codes = labels_to_codes(now[0], now[1], config.code_bits)
-        parts = output.split([2**n for n in config.code_bits], dim=1)
+        parts = output.split(config.code_sizes, dim=1)
         errors = [F.cross_entropy(p, code, reduction="none") for p, code in zip(parts, codes, strict=True)]
     knowns = [now[2]] + [now[3]] * (len(errors) - 1)
     # A mean for each sample first, so that a batch split over processes has the same loss.

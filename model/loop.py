@@ -4,10 +4,13 @@ The samplers are those of model/diffusion.py. What is here changes when their wo
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves, tree_map
+from torchvision.ops import FrozenBatchNorm2d
 
 from model.diffusion import SAMPLERS, Times
 from model.pix2seq_d import Pix2SeqD
@@ -43,6 +46,18 @@ def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear) and dtype is not None:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Put each frozen batch norm into the convolution before it, as its scale and bias. The answers change by rounding
+    alone; the model is no longer one to train or to save."""
+    for module in model.modules():
+        for (_, conv), (name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                setattr(module, name, nn.Identity())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

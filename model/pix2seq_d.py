@@ -133,8 +133,9 @@ class ModelConfig:
         return -min(self.history_offsets, default=0)
 
     @property
-    def num_codes(self) -> int:
-        return sum(2**n for n in self.code_bits)
+    def code_sizes(self) -> list[int]:
+        """How many values each code has: the semantic one those that exist, void and the classes."""
+        return [NUM_CLASSES + 1, *(2**n for n in self.code_bits[1:])]
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -161,10 +162,10 @@ TINY = ModelConfig(
     encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=64,
     patch=4, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=3,
 )  # fmt: skip
-# For one ordinary GPU: the mask at a quarter of the image.
+# For one ordinary GPU: the mask at a quarter of the image, in patches.
 SMALL = ModelConfig(
     image_size=(384, 1248), mask_size=(96, 312), scale=0.2, encoder_dim=256, encoder_depth=4, map_channels=128,
-    dim=64, multipliers=(1, 2, 4, 4), denoiser_depth=4, transformer_dim=256,
+    patch=2, detail=True, dim=128, multipliers=(1, 2, 2), denoiser_depth=4, transformer_dim=256,
 )  # fmt: skip
 # As published.
 BASE = ModelConfig(image_size=(384, 1248), mask_size=(192, 624), scale=0.1)
@@ -183,7 +184,7 @@ class Pix2SeqD(nn.Module):
         )  # fmt: skip
         self.denoiser = TransUNet(
             bits=c.bits,
-            out_channels=c.num_codes if c.loss == "softmax" else c.bits,
+            out_channels=sum(c.code_sizes) if c.loss == "softmax" else c.bits,
             history_masks=len(c.history_offsets),
             map_channels=c.map_channels,
             context_dim=c.encoder_dim,
@@ -257,7 +258,7 @@ class Pix2SeqD(nn.Module):
         """The network's output -> the estimate of x0, analog bits (B, bits, h, w) in [-b, +b]."""
         c = self.config
         if c.loss == "softmax":
-            return expected_bits(output, c.code_bits, c.scale)
+            return expected_bits(output, c.code_sizes, c.code_bits, c.scale)
         return output.clamp(-c.scale, c.scale)
 
     def answer(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,8 +270,8 @@ class Pix2SeqD(nn.Module):
         if c.loss == "mse":
             semantic, slot = codes_to_labels(bits_to_codes(output, c.code_bits), c.code_bits)
             return semantic.clamp(max=NUM_CLASSES), slot
-        parts = output.split([2**n for n in c.code_bits], dim=1)
-        semantic = likeliest(parts[0][:, 1 : NUM_CLASSES + 1]) + 1
+        parts = output.split(c.code_sizes, dim=1)
+        semantic = likeliest(parts[0][:, 1:]) + 1
         return codes_to_labels([semantic, *(likeliest(p) for p in parts[1:])], c.code_bits)
 
     def history_bits(self, semantic: Tensor, slot: Tensor, semantic_known: Tensor, slot_known: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from model import checkpoint as checkpoints
 from model.diffusion import SAMPLERS, seeded
 from model.geometry import content_size, fit_frame, restore
 from model.hub import HubMixin
-from model.loop import GraphedSampling, cast_weights, sample
+from model.loop import GraphedSampling, cast_weights, fold_norms, sample
 from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance
@@ -157,8 +157,8 @@ def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
     if c.loss != "softmax" or len(c.code_bits) != 2:
         semantic, slot = model.answer(output)
         return [semantic, semantic, slot]
-    codes, slots = output.permute(0, 2, 3, 1).split([2**n for n in c.code_bits], dim=-1)  # (B, h, w, codes)
-    codes = codes[..., 1 : NUM_CLASSES + 1]
+    codes, slots = output.permute(0, 2, 3, 1).split(c.code_sizes, dim=-1)  # (B, h, w, codes)
+    codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
     untracked = torch.ones(NUM_CLASSES + 1, dtype=torch.bool, device=output.device)
     untracked[[t + 1 for t in c.tracked]] = False
@@ -261,13 +261,15 @@ class VideoPredictor(HubMixin):
         return results, following
 
     def only_infer(self, cuda_graphs: bool = False) -> None:
-        """Ready the model for a long run, after which it is not to be trained or saved: its weights in the autocast
-        type, once for all; with `cuda_graphs` the sampling loop as CUDA graphs (not yet run on a GPU).
+        """Ready the model for a long run, after which it is not to be trained or saved: frozen norms
+        folded into its convolutions, which changes answers by rounding alone, and its weights in the autocast type,
+        once for all; with `cuda_graphs` the sampling loop as CUDA graphs (not yet run on a GPU).
 
         Raises ConfigError for CUDA graphs elsewhere than on a CUDA device.
         """
         if cuda_graphs and self.device.type != "cuda":
             raise ConfigError(f"CUDA graphs need a CUDA device, not {self.device.type}")
+        fold_norms(self.model)
         cast_weights(self.model, self.dtype)
         self.sampling = GraphedSampling() if cuda_graphs else sample
 

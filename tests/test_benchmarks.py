@@ -87,10 +87,10 @@ def plain_estimate(model: Pix2SeqD, output):
     if c.loss == "mse":
         return output.clamp(-c.scale, c.scale)
     planes = []
-    for logits, bits in zip(output.split([2**n for n in c.code_bits], dim=1), c.code_bits, strict=True):
+    for logits, bits in zip(output.split(c.code_sizes, dim=1), c.code_bits, strict=True):
         probability = logits.softmax(dim=1)
         for shift in range(bits - 1, -1, -1):
-            signs = torch.tensor([1.0 if code >> shift & 1 else -1.0 for code in range(2**bits)])
+            signs = torch.tensor([1.0 if code >> shift & 1 else -1.0 for code in range(logits.shape[1])])
             planes.append((probability * signs[:, None, None]).sum(dim=1) * c.scale)
     return torch.stack(planes, dim=1)
 

@@ -9,10 +9,11 @@ import torch
 from small import CONFIG, lively_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.ops import FrozenBatchNorm2d
 
-from model import ConfigError, StreamConfig, VideoPredictor
+from model import ConfigError, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, denoiser_of
-from model.loop import MOST_GRAPHS, GraphedSampling, cast_weights, sample
+from model.loop import MOST_GRAPHS, GraphedSampling, cast_weights, fold_norms, sample
 from model.schedule import sampling_times
 
 VARIANTS = {
@@ -141,3 +142,21 @@ def test_graphs_are_refused_without_a_cuda_device():
     with pytest.raises(ConfigError, match="CUDA"):
         predictor.only_infer(cuda_graphs=True)
     assert predictor.sampling is sample
+
+
+@torch.inference_mode()
+def test_folded_norms_change_an_image_s_features_by_rounding_alone():
+    config = dataclasses.replace(CONFIG, backbone="resnet50", backbone_norm="frozen_batch")
+    model, g = Pix2SeqD(config).eval(), torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    for norm in norms:
+        for statistic in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            statistic.copy_(0.5 + torch.rand(statistic.shape, generator=g))
+    image = torch.rand(2, 3, *config.image_size, generator=g)
+    before = model.encode(image)
+    fold_norms(model)
+    after = model.encode(image)
+    assert len(norms) > 40 and not any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
+    for a, b in zip(before, after, strict=True):
+        if a is not None:
+            assert a.std() > 0.01 and torch.allclose(a, b, rtol=1e-4, atol=1e-4)

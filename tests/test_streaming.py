@@ -154,10 +154,10 @@ def test_slots_of_stuff_are_ignored():
 
 def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_it_could_be():
     model = lively_model()  # codes of 5 bits, persons and cars have tracks
-    logits = torch.full((1, 64, 1, 3), -9.0)
+    logits = torch.full((1, 20 + 32, 1, 3), -9.0)
     logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
-    logits[0, [0, 31], 0, :] = 8.0  # void, and a code that no class has: never an answer
-    logits[0, [32, 32 + 5, 32 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
+    logits[0, 0, 0, :] = 8.0  # void: never an answer
+    logits[0, [20, 20 + 5, 20 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
     semantic, other, slot = (m[0, 0].tolist() for m in _candidates(model, logits))
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
 
