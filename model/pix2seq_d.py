@@ -158,7 +158,7 @@ class ModelConfig:
 
 # For a CPU: 5.9 M parameters, everything from scratch; the mask at the image's size, in patches.
 TINY = ModelConfig(
-    image_size=(96, 320), mask_size=(96, 320), code_bits=(5, 5), scale=0.125, backbone="resnet14",
+    image_size=(96, 320), mask_size=(96, 320), code_bits=(5, 6), scale=0.125, backbone="resnet14",
     encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=64,
     patch=4, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=3,
 )  # fmt: skip
