@@ -334,6 +334,7 @@ def test_each_place_and_size_has_its_slots():
         places = slot_places(slots)
         assert places.shape == (slots - 1, 2) and len(np.unique(places, axis=0)) == slots - 1
         assert ((places[:, 0] > 0) & (places[:, 0] < 1)).all()
+    assert np.bincount(slot_places(64)[:, 1].astype(int)).tolist() == [40, 14, 9]
 
 
 def test_points_take_places_in_order_at_the_least_distance():
@@ -355,7 +356,7 @@ def test_by_position_a_group_has_its_slots_from_left_to_right():
             semantic[0, 10:16, 60 + 4 * k : 60 + 4 * k + width] = PERSON
             instance[0, 10:16, 60 + 4 * k : 60 + 4 * k + width] = 9 - k
         slot, _ = assign_slots(semantic, instance.astype(np.int32), 32, np.random.default_rng(0), "position")
-        assert [int(slot[0, 12, 60 + 4 * k]) for k in range(3)] == [6, 7, 8]
+        assert [int(slot[0, 12, 60 + 4 * k]) for k in range(3)] == [8, 9, 10]
 
 
 def test_by_position_there_may_be_more_of_a_size_than_places():
@@ -363,7 +364,7 @@ def test_by_position_there_may_be_more_of_a_size_than_places():
         np.full((1, 48, 160), PERSON, np.uint8),
         np.arange(160).repeat(48).reshape(160, 48).T[None] // 8,
     )
-    semantic[:, 6:] = 0  # 20 small persons side by side, for whom there are 16 places
+    semantic[:, 6:] = 0  # 20 persons side by side, for whom there are 7 places
     slot, no_slot = assign_slots(semantic, instance.astype(np.int32) + 1, 32, np.random.default_rng(0), "position")
     assert len(np.unique(slot[0, 0])) == 20 and not no_slot.any()
 
@@ -377,9 +378,9 @@ def test_by_position_new_instances_take_the_nearest_free_slot():
     for cls, track in ((CAR, 7), (CAR, 8), (PERSON, 7)):
         mine = (semantic[2] == cls) & (instance[2] == track)
         x, size = places[alone[0][mine][0] - 1]
-        height = np.ptp(np.nonzero(mine)[0]) + 1
+        width = np.ptp(np.nonzero(mine)[1]) + 1
         assert abs(x - (np.nonzero(mine)[1].mean() + 0.5) / 48) < 0.11
-        assert size == np.digitize(height / 24, SIZES)
+        assert size == np.digitize(width / 48, SIZES)
 
     # Whom the history shows draws its slot; who is new keeps to its place, unless that is taken.
     hidden = (semantic[:2] == PERSON) & (instance[:2] == 7)
