@@ -66,7 +66,7 @@ OPTIONS = {
         cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
         cli.Option("image_size", None, "size that frames are fitted into; none: the model's", kind=int, nargs=2),
         cli.Option("batch_videos", 1, "videos predicted side by side"),
-        cli.Option("compile", False, "compile the network; pays off after some hundred frames"),
+        cli.Option("compile", False, "compile the network, for GPUs: on a CPU it hardly pays (benchmarks/speed.md)"),
         cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs; not yet run on a GPU"),
         cli.Option("quiet", False, "no progress bar"),
     ],
