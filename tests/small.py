@@ -13,7 +13,7 @@ CONFIG = ModelConfig(
 
 # The same as flags of train.py and pretrain.py.
 FLAGS = tuple(
-    "--preset tiny --image_size 32 64 --mask_size 16 32 --backbone resnet10 "  # noqa: SIM905
+    "--preset tiny --image_size 32 64 --mask_size 16 32 --code_bits 5 5 --backbone resnet10 "  # noqa: SIM905
     "--encoder_dim 32 --encoder_heads 2 --map_channels 16 --patch 1 --no-detail "
     "--dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 --batch_size 4 "
     "--num_workers 0 --device cpu --mixed_precision no --quiet".split()
