@@ -55,6 +55,7 @@ OPTIONS = {
         cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
+        cli.Option("merge", 0.5, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
         cli.Option("max_gap", 0, "frames for which a track may be lost and still go on where it was; 0: none"),
     ],
     "history": [
@@ -83,8 +84,9 @@ def main() -> int:
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
     sampling = StreamConfig(
-        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap
-    )
+        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.merge,
+        args.max_gap,
+    )  # fmt: skip
     sequences = inputs(args.input_folder)
     if not (args.quiet or args.independent_frames):
         tell_gaps(sequences)

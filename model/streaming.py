@@ -28,7 +28,7 @@ from model.hub import HubMixin
 from model.loop import GraphedSampling, cast_weights, fold_norms, sample
 from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
-from model.tracking import StreamState, advance
+from model.tracking import StreamState, advance, merged
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class StreamConfig:
     time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
     min_area: int = 4  # segments of fewer mask pixels are dropped
     seed: int = 42
+    merge: float = 0.5  # a slot is part of a larger one that is this likely for its pixels, relative to it; 0: never
     max_gap: int = 0  # frames for which a track may be out of sight and still go on where it was lost
 
     def __post_init__(self):
@@ -50,6 +51,8 @@ class StreamConfig:
             raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        if not 0 <= self.merge <= 1:
+            raise ConfigError(f"merge is a share, 0..1, not {self.merge}")
         if not 0 <= self.time_difference <= 1:
             raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
 
@@ -116,9 +119,13 @@ def stream_step(
     output = sampling(model, config.sampler, condition, noise(), times, noise)
 
     # Codes to the host in one transfer, then segments and tracks
-    answers = torch.stack(_candidates(model, output), dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32)
+    maps, masses = _candidates(model, output)
+    answers = torch.stack(maps, dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32).cpu().numpy()
     results, following = [], []
-    for answer, content, state in zip(answers.cpu().numpy(), contents, states, strict=True):
+    for n, (answer, content, state) in enumerate(zip(answers, contents, states, strict=True)):
+        if masses is not None and config.merge:
+            held = state.held(c.history_length)
+            answer[2] = merged(masses[n].cpu().numpy(), config.merge, held)[answer[2]]
         semantic, slot, after = advance(answer, content, state, c, config.min_area, config.max_gap)
         lookup = np.zeros(c.slots, np.int32)
         for s, track in after.track.items():
@@ -147,16 +154,17 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
     return [semantic, slot, known, known & ~nameless]
 
 
-def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
+def _candidates(model: Pix2SeqD, output: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
     """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
-    (B, h, w). Elsewhere the second is the first and the third is 0.
+    (B, h, w). Elsewhere the second is the first and the third is 0. And for each video the probabilities of the
+    slots, summed over the pixels of each likeliest slot: B times (slots, slots).
 
     `max` and not `argmax`, which is 3 times slower on a CPU.
     """
     c = model.config
     if c.loss != "softmax" or len(c.code_bits) != 2:
         semantic, slot = model.answer(output)
-        return [semantic, semantic, slot]
+        return [semantic, semantic, slot], None
     codes, slots = output.permute(0, 2, 3, 1).split(c.code_sizes, dim=-1)  # (B, h, w, codes)
     codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
@@ -165,8 +173,13 @@ def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
     tracked = ~untracked[semantic]
     other, slot = semantic.clone(), torch.zeros_like(semantic)
     other[tracked] = codes[tracked].masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
-    slot[tracked] = slots[tracked][:, 1:].max(dim=-1).indices + 1
-    return [semantic, other, slot]
+    masses = []
+    for n in range(len(output)):
+        logits = slots[n][tracked[n]].float()  # (pixels, slots)
+        logits[:, 0] = -torch.inf
+        slot[n][tracked[n]] = likeliest = logits.max(dim=-1).indices
+        masses.append(torch.zeros(c.slots, c.slots, device=output.device).index_add_(0, likeliest, logits.softmax(-1)))
+    return [semantic, other, slot], masses
 
 
 # ---------------------------------------------------------------------------------------------------------------------

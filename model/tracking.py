@@ -6,6 +6,7 @@ again. NumPy on masks of the model's size; nothing here is learned.
 """
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,10 @@ class StreamState:
         """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
         return StreamState(self.video, self.frame, next_track=self.next_track)
 
+    def held(self, history_length: int) -> set[int]:
+        """The slots whose track goes on where the next frame has them: those that its history shows, or the last."""
+        return {s for s in self.track if self.frame - self.seen[s] <= max(history_length, 1)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a file that loads with `weights_only=True`."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -48,6 +53,32 @@ class StreamState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StreamState":
         return cls(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def merged(mass: np.ndarray, share: float, held: Collection[int] = ()) -> np.ndarray:
+    """Which slot each slot is taken for, (slots,): itself, or another that the model hardly tells from it.
+
+    mass: (slots, slots), the probabilities of each slot summed over the pixels for which a slot is the likeliest. An
+    instance between two places may be either's, and few denoising steps leave it undecided: then pixels of both are
+    mixed in it. A slot is part of a larger one where that is at least `share` as likely as itself on its pixels; the
+    surest first. held: slots of tracks, which are no part of another, and which others may be part of whatever their
+    size.
+    """
+    mass, table = mass.astype(np.float64), np.arange(len(mass))
+    has_track = np.isin(table, list(held))
+    while True:
+        own, area = mass.diagonal(), mass.sum(axis=1)
+        allowed = (area[:, None] <= area) | (has_track & (area > 0))
+        allowed &= ((area > 0) & ~has_track)[:, None]
+        likeness = np.where(allowed, mass / np.maximum(own, 1e-9)[:, None], 0)
+        np.fill_diagonal(likeness, 0)
+        part, whole = divmod(int(likeness.argmax()), len(mass))
+        if likeness[part, whole] < max(share, 1e-9):
+            return table
+        table[table == part] = whole
+        mass[:, whole] += mass[:, part]
+        mass[whole] += mass[part]
+        mass[part], mass[:, part] = 0, 0
 
 
 def advance(
@@ -82,7 +113,8 @@ def advance(
         state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
     )
     segments = np.flatnonzero(areas >= max(min_area, 1)).tolist()
-    fresh = [s for s in segments if s not in state.track or state.frame - state.seen[s] > max(model.history_length, 1)]
+    held = state.held(model.history_length)
+    fresh = [s for s in segments if s not in held]
     majority = {s: int(tracked_codes[counts[s].argmax()]) for s in segments}
     going = {state.track[s] for s in segments if s not in fresh}
     found = _found_again({s: majority[s] for s in fresh}, slot, state, going, max_gap)

@@ -14,7 +14,7 @@ from data.clips import ClipFormat, Clips
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.geometry import content_size, fit_frame, restore
 from model.streaming import _candidates, _history, scaled_sizes, stream_step
-from model.tracking import StreamState, adopt, advance
+from model.tracking import StreamState, adopt, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
@@ -158,8 +158,12 @@ def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_i
     logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
     logits[0, 0, 0, :] = 8.0  # void: never an answer
     logits[0, [20, 20 + 5, 20 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
-    semantic, other, slot = (m[0, 0].tolist() for m in _candidates(model, logits))
+    maps, (mass,) = _candidates(model, logits)
+    semantic, other, slot = (m[0, 0].tolist() for m in maps)
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
+    chosen = torch.tensor([6.0, 1]).softmax(0)  # of two slots; the others have less than a millionth
+    assert torch.allclose(mass[[5, 5, 9, 9], [5, 9, 5, 9]], chosen[[0, 1, 1, 0]], atol=1e-4)
+    assert mass.sum() == pytest.approx(2) and mass[:, 0].sum() == 0
 
 
 def test_padding_makes_no_segments_and_is_unknown_to_the_history():
@@ -315,7 +319,7 @@ def test_the_mask_keeps_its_proportion_to_another_image_size():
 # The stream and the predictor
 # ---------------------------------------------------------------------------------------------------------------------
 
-FEW = StreamConfig(first_steps=3, steps=2, min_area=1)
+FEW = StreamConfig(first_steps=3, steps=2, min_area=1, merge=0.0)  # noise has nothing that is sure
 
 
 @pytest.fixture(scope="module")
@@ -455,3 +459,53 @@ def test_what_is_no_frame_is_refused(model, frame):
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
         StreamConfig(**values)
+
+
+def masses(**pixels):
+    """(8, 8) of pixels whose likeliest slot is the first digit of a name, with probabilities of slots: a_b = share."""
+    mass = np.zeros((8, 8))
+    for name, (count, others) in pixels.items():
+        s = int(name[1:])
+        mass[s, s] = count * (1 - sum(others.values()))
+        for other, share in others.items():
+            mass[s, other] = count * share
+    return mass
+
+
+@pytest.mark.parametrize(
+    ("mass", "table"),
+    [
+        (masses(s1=(60, {2: 0.3}), s2=(20, {1: 0.4})), [0, 1, 1, 3, 4, 5, 6, 7]),  # 0.4 of 0.6: hardly told apart
+        (masses(s1=(60, {2: 0.45}), s2=(20, {1: 0.1})), [0, 1, 2, 3, 4, 5, 6, 7]),  # the smaller one is sure
+        (masses(s1=(60, {2: 0.4}), s2=(20, {1: 0.3})), [0, 1, 2, 3, 4, 5, 6, 7]),  # 0.3 of 0.7
+        (masses(s1=(60, {}), s2=(20, {1: 0.4}), s3=(5, {2: 0.4})), [0, 1, 1, 1, 4, 5, 6, 7]),  # a part of a part
+        (masses(s1=(30, {}), s3=(20, {}), s2=(15, {1: 0.3, 3: 0.4})), [0, 1, 3, 3, 4, 5, 6, 7]),  # the likelier one
+        (masses(s4=(9, {5: 0.45}), s5=(9, {4: 0.45})), [0, 1, 2, 3, 5, 5, 6, 7]),  # alike in all: one of them
+        (np.zeros((8, 8)), list(range(8))),
+    ],
+)
+def test_a_slot_that_is_hardly_told_from_a_larger_one_is_part_of_it(mass, table):
+    before = mass.copy()
+    assert merged(mass, 0.5).tolist() == table
+    assert np.array_equal(mass, before)
+    assert merged(np.diag(mass.diagonal()), 0.01).tolist() == list(range(8))
+
+
+def test_a_track_is_part_of_nothing_and_takes_in_what_is_larger():
+    mass = masses(s1=(60, {2: 0.4}), s2=(20, {1: 0.4}))
+    assert merged(mass, 0.5).tolist() == [0, 1, 1, 3, 4, 5, 6, 7]
+    assert merged(mass, 0.5, held=[2]).tolist() == [0, 2, 2, 3, 4, 5, 6, 7]
+    assert merged(mass, 0.5, held=[1]).tolist() == [0, 1, 1, 3, 4, 5, 6, 7]
+    assert merged(mass, 0.5, held=[1, 2, 7]).tolist() == list(range(8))
+
+
+def test_a_stream_merges_what_its_model_does_not_tell_apart():
+    """Noise of an untrained model: no slot is sure, so that with a low share one is left, and without merging many."""
+    image = np.random.default_rng(0).integers(0, 256, (*CONFIG.image_size, 3), np.uint8)
+    tracks = {}
+    for share in (0.0, 0.01):
+        predictor = VideoPredictor(lively_model(), StreamConfig(2, 1, merge=share, min_area=1), "cpu", "no")
+        tracks[share] = len(np.unique(predictor(image).track)) - 1
+    assert tracks[0.0] > 3 * tracks[0.01] >= 3
+    with pytest.raises(ConfigError, match="merge"):
+        StreamConfig(merge=1.5)
