@@ -84,8 +84,8 @@ def main() -> int:
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
     sampling = StreamConfig(
-        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.merge,
-        args.max_gap,
+        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap,
+        args.merge,
     )  # fmt: skip
     sequences = inputs(args.input_folder)
     if not (args.quiet or args.independent_frames):

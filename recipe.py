@@ -158,14 +158,14 @@ def _run(args: argparse.Namespace, model_config: ModelConfig, accelerator: Accel
     fmt = ClipFormat(
         tuple(model.config.image_size), tuple(model.config.mask_size), model.config.slots, model.config.history_offsets
     )
-    if args.cache:
-        sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
     own = [None] * len(sources)
     if args.history_from:
         own = [
             predicted_history(s, args.history_from, folder / "own_history", fmt.image_size, accelerator, args.quiet)
             for s in sources
         ]
+    if args.cache:
+        sources = [Cached(source, fmt.image_size, args.cache) for source in sources]
     stream = TrainingStream(
         [
             Clips(source, fmt, augmentation, history_config=history, own_history=predicted)
@@ -252,6 +252,8 @@ def check(args: argparse.Namespace) -> None:
     for name in args.log_with or ():
         if not installed[name]():
             raise cli.UsageError(f"--log_with {name}: it is not installed; pip install {name}")
+    if args.history_from and Path(args.results_folder).resolve() in args.history_from.resolve().parents:
+        raise cli.UsageError("--history_from must not be a checkpoint of --results_folder, which changes: copy it")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
 

@@ -4,13 +4,15 @@ from itertools import groupby
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from data.cache import source_key
 from data.frames import FrameSource, usual_step
 from data.labels import DataError
 from data.own_history import OwnHistory
 from data.predictions import fingerprint
-from model import StreamConfig, StreamState, VideoPredictor
+from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
 
 STREAM = StreamConfig(first_steps=2, steps=1, time_difference=0.5)  # as good as more (benchmarks/quality.md)
 FRAMES = 10_000  # of a data set, whole videos: all of KITTI-STEP's training split, and enough of longer ones
@@ -26,26 +28,35 @@ def predicted_history(
     quiet: bool,
     frames: int = FRAMES,
 ) -> OwnHistory:
-    """A checkpoint's predictions of the first videos of a data set, `frames` frames or more, in a folder of their own.
+    """A checkpoint's predictions of the first videos of a data set, in a folder of their own: whole videos, until there
+    are `frames` frames.
 
     The processes share the videos; those that are there already are not predicted again, so that a run that goes on
     sees the same history. A video ends at a gap in its numbers, or at a frame that cannot be read. Raises
     CheckpointError and DataError.
     """
-    key = fingerprint(checkpoint, {"stream": repr(STREAM), "image_size": tuple(image_size)})[:12]
+    if not checkpoint.is_file():
+        raise CheckpointError(f"--history_from {checkpoint}: there is no such file")
+    flags = {"stream": repr(STREAM), "image_size": tuple(image_size), "precision": accelerator.mixed_precision}
+    key = [fingerprint(checkpoint, flags | {"data": source_key(source)})[:12] if accelerator.is_main_process else ""]
+    (key,) = broadcast_object_list(key)
     own = OwnHistory(folder / f"{source.name}-{getattr(source, 'split', 'all')}-{key}", source.frames)
     todo, total = [], 0
     for video in whole_runs(source) if source.is_video else []:
         if total < frames:
             todo.append(video)
             total += len(video)
-    mine = [v for v in todo[accelerator.process_index :: accelerator.num_processes] if v[-1] not in own]
+    mine = [v for v in todo[accelerator.process_index :: accelerator.num_processes] if not own.done(v[0]).exists()]
     if mine:
         predictor = VideoPredictor.from_checkpoint(
-            checkpoint, config=STREAM, device=accelerator.device, image_size=tuple(image_size)
+            checkpoint,
+            config=STREAM,
+            device=accelerator.device,
+            mixed_precision=accelerator.mixed_precision,
+            image_size=tuple(image_size),
         )
-        shown = quiet or not accelerator.is_main_process
-        with tqdm(total=sum(map(len, mine)), desc="own history", unit="frame", disable=shown) as bar:
+        hidden = quiet or not accelerator.is_main_process
+        with tqdm(total=sum(map(len, mine)), desc="own history", unit="frame", disable=hidden) as bar:
             for begin in range(0, len(mine), WIDTH):
                 _predict(source, predictor, mine[begin : begin + WIDTH], own, bar)
     accelerator.wait_for_everyone()
@@ -67,7 +78,7 @@ def whole_runs(source: FrameSource) -> list[list[int]]:
 
 
 def _predict(source: FrameSource, predictor: VideoPredictor, videos: list[list[int]], own: OwnHistory, bar) -> None:
-    """Videos side by side; each frame is written, so that the last one there says that its video is done."""
+    """Videos side by side; each frame is written, and when a video has ended, that it has."""
     going = {video[0]: (list(video), StreamState(video[0])) for video in videos}
     while going:
         images, states = {}, {}
@@ -76,6 +87,7 @@ def _predict(source: FrameSource, predictor: VideoPredictor, videos: list[list[i
                 images[name], states[name] = source.read(left[0])[0], state
             except DataError:
                 del going[name]
+                own.done(name).touch()
                 bar.update(len(left))
         if not images:
             break
@@ -86,4 +98,5 @@ def _predict(source: FrameSource, predictor: VideoPredictor, videos: list[list[i
             going[name] = (left, state)
             if not left:
                 del going[name]
+                own.done(name).touch()
             bar.update()

@@ -35,7 +35,7 @@ OPTIONS = {
         cli.Option("references", False, "also the trivial references"),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
-        cli.Option("merge", 0.5, "a slot is part of a larger one that is this likely for its pixels; 0: never"),
+        cli.Option("merge", 0.5, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
         cli.Option("max_gap", 0, "frames for which a track may be lost and still go on where it was"),
         cli.Option("json", None, "file for the figures", kind=Path),
     ],
@@ -79,7 +79,7 @@ def parse(text: str, args) -> StreamConfig:
     except (ValueError, IndexError):
         raise cli.UsageError(f"a setting is first_steps,steps,time_difference[,sampler], not {text!r}") from None
     sampler = parts[3] if len(parts) > 3 else "ddim"
-    return StreamConfig(first, later, sampler, difference, args.min_area, args.seed, args.merge, args.max_gap)
+    return StreamConfig(first, later, sampler, difference, args.min_area, args.seed, args.max_gap, args.merge)
 
 
 def render(videos: int, frames: int, split: str) -> list[Video]:

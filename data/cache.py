@@ -36,7 +36,7 @@ class Cached:
         self.source, self.image_size, self.margin = source, tuple(image_size), margin
         self.name, self.tracked, self.is_video = source.name, source.tracked, source.is_video
         self.frames = source.frames
-        key = _key(source, self.image_size, margin)
+        key = source_key(source, VERSION, self.image_size, margin)
         self.folder = Path(folder) / f"{source.name}-{getattr(source, 'split', 'all')}-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -103,8 +103,9 @@ def _labels(height: int, width: int, data: np.ndarray) -> tuple[np.ndarray, np.n
     return semantic, (high.astype(np.int32) << 8) | low
 
 
-def _key(source: FrameSource, image_size: tuple[int, int], margin: float) -> str:
-    digest = hashlib.sha256(repr((VERSION, image_size, margin, str(getattr(source, "root", "")))).encode())
+def source_key(source: FrameSource, *settings) -> str:
+    """A hash of what a data set holds, and of settings."""
+    digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
     for frame in source.frames:
         entry = [frame.sequence, frame.number]
         for path in (frame.image, frame.label):

@@ -76,6 +76,8 @@ class Clips(Dataset):
         own_history: predictions that a share of the clips has as its history."""
         self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
         self.history_config, self.own_history = history_config, own_history
+        if own_history is not None and history_config is None:
+            raise ValueError("own_history needs a history_config, which says for which share of the clips it is")
         if source.is_video:
             self.history = history_index(source.frames, fmt.history_offsets)
         else:

@@ -1,8 +1,8 @@
 """The history of a clip as a stream would have it: past masks dropped or damaged, and which slot each instance has.
 
-In training the history is the truth's; at inference it is the model's own, with errors. So that one is learnt from the
-other, past masks are left out, shifted, coarsened, and lack instances. All of it in NumPy, in the loader's processes,
-from the generator of the sample.
+In training the history is the truth's (or, by data/own_history.py, an earlier model's); at inference it is the model's
+own, with errors. So that one is learnt from the other, past masks are left out, shifted, coarsened, and lack
+instances. All of it in NumPy, in the loader's processes, from the generator of the sample.
 """
 
 from dataclasses import dataclass, field
@@ -119,8 +119,8 @@ def assign_slots(
 
     semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
     order of class and id where the generator is None. With the order "position" only instances that the history shows
-    draw theirs; the others take the free slots whose places are nearest to theirs (see `slot_places`), in their order
-    from left to right, so that of two that stand close it is not by chance which one has which.
+    draw theirs; the others take free slots of their size, from left to right as they are and as near to their places
+    as that allows (see `slot_places`), so that of two that stand close it is not by chance which one has which.
     Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
     stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
     """
@@ -163,7 +163,7 @@ SIZES = (1 / 24, 1 / 8)  # of the mask's width: where medium and wide begin
 def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
     """Move instances that only the last mask shows to free slots of their size, from left to right as they are.
 
-    Of a size with fewer free slots than instances the smallest ones keep what is left over of other sizes.
+    Of a size with fewer free slots than instances the smallest ones take what is left over of other sizes.
 
     table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
     position of each of the pixels.

@@ -26,6 +26,10 @@ class OwnHistory:
         frame = self.frames[i]
         return self.folder / f"{frame.sequence}_{frame.number:06d}_panoptic.png"
 
+    def done(self, i: int) -> Path:
+        """The file that says of the video that starts with frame i that it has all predictions that it will have."""
+        return self.path(i).with_suffix(".done")
+
     def __contains__(self, i: int) -> bool:
         return self.path(i).exists()
 
@@ -45,18 +49,21 @@ def named_by_truth(
     semantic, track: the predicted history; true_semantic, true_instance: the truth of the same frames; all (T, h, w),
     oldest first; unused: an id from which on none is taken. A track is the instance of its class with which it shares
     most in the newest frame that shows both, and at least half of the smaller of the two there; each instance has one
-    track at most. Tracks that are none, such as the other half of a split one, get ids of their own.
+    track at most. Tracks that are none, such as the other half of a split one, get ids of their own. A track whose
+    class changes within the history is two instances there, as ids are of a class.
     """
     name: dict[int, int] = {}
+    taken: set[int] = set()
+    true = true_semantic.astype(np.int64) << 32 | true_instance  # ids may be of a class alone
     for t in reversed(range(len(track))):
         both = (track[t] > 0) & (true_instance[t] > 0) & (semantic[t] == true_semantic[t])
-        pairs, shared = np.unique(np.stack([track[t][both], true_instance[t][both]]), axis=1, return_counts=True)
-        area, true_area = np.bincount(track[t].ravel()), np.bincount(true_instance[t].ravel())
+        pairs, shared = np.unique(np.stack([track[t][both], true[t][both]]), axis=1, return_counts=True)
         for k in np.argsort(-shared, kind="stable"):
-            mine, true = pairs[:, k].tolist()
-            enough = shared[k] >= SHARED * min(area[mine], true_area[true])
-            if enough and mine not in name and true not in name.values():
-                name[mine] = true
+            mine, other = pairs[:, k].tolist()
+            enough = shared[k] >= SHARED * min((track[t] == mine).sum(), (true[t] == other).sum())
+            if enough and mine not in name and other not in taken:
+                name[mine] = other & 0xFFFFFFFF
+                taken.add(other)
     others = [i for i in np.unique(track).tolist() if i and i not in name]
     name |= {i: unused + n for n, i in enumerate(others)}
     table = np.zeros(int(track.max(initial=0)) + 1, np.int32)

@@ -41,8 +41,8 @@ class StreamConfig:
     time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
     min_area: int = 4  # segments of fewer mask pixels are dropped
     seed: int = 42
-    merge: float = 0.5  # a slot is part of a larger one that is this likely for its pixels, relative to it; 0: never
     max_gap: int = 0  # frames for which a track may be out of sight and still go on where it was lost
+    merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
 
     def __post_init__(self):
         if self.max_gap < 0:
@@ -118,14 +118,14 @@ def stream_step(
     times = sampling_times(config.first_steps if first else config.steps, config.time_difference)
     output = sampling(model, config.sampler, condition, noise(), times, noise)
 
-    # Codes to the host in one transfer, then segments and tracks
-    maps, masses = _candidates(model, output)
+    # Codes to the host, then segments and tracks
+    maps = _candidates(model, output)
+    masses = _slot_masses(model, output, maps[2], contents) if config.merge else None
     answers = torch.stack(maps, dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32).cpu().numpy()
     results, following = [], []
     for n, (answer, content, state) in enumerate(zip(answers, contents, states, strict=True)):
-        if masses is not None and config.merge:
-            held = state.held(c.history_length)
-            answer[2] = merged(masses[n].cpu().numpy(), config.merge, held)[answer[2]]
+        if masses is not None:
+            answer[2] = merged(masses[n], config.merge, state.held(c.history_length), config.min_area)[answer[2]]
         semantic, slot, after = advance(answer, content, state, c, config.min_area, config.max_gap)
         lookup = np.zeros(c.slots, np.int32)
         for s, track in after.track.items():
@@ -154,17 +154,16 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
     return [semantic, slot, known, known & ~nameless]
 
 
-def _candidates(model: Pix2SeqD, output: Tensor) -> tuple[list[Tensor], list[Tensor] | None]:
+def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
     """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
-    (B, h, w). Elsewhere the second is the first and the third is 0. And for each video the probabilities of the
-    slots, summed over the pixels of each likeliest slot: B times (slots, slots).
+    (B, h, w). Elsewhere the second is the first and the third is 0.
 
     `max` and not `argmax`, which is 3 times slower on a CPU.
     """
     c = model.config
     if c.loss != "softmax" or len(c.code_bits) != 2:
         semantic, slot = model.answer(output)
-        return [semantic, semantic, slot], None
+        return [semantic, semantic, slot]
     codes, slots = output.permute(0, 2, 3, 1).split(c.code_sizes, dim=-1)  # (B, h, w, codes)
     codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
@@ -173,13 +172,29 @@ def _candidates(model: Pix2SeqD, output: Tensor) -> tuple[list[Tensor], list[Ten
     tracked = ~untracked[semantic]
     other, slot = semantic.clone(), torch.zeros_like(semantic)
     other[tracked] = codes[tracked].masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
-    masses = []
-    for n in range(len(output)):
-        logits = slots[n][tracked[n]].float()  # (pixels, slots)
-        logits[:, 0] = -torch.inf
-        slot[n][tracked[n]] = likeliest = logits.max(dim=-1).indices
-        masses.append(torch.zeros(c.slots, c.slots, device=output.device).index_add_(0, likeliest, logits.softmax(-1)))
-    return [semantic, other, slot], masses
+    slot[tracked] = slots[tracked][:, 1:].max(dim=-1).indices + 1
+    return [semantic, other, slot]
+
+
+FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
+
+
+def _slot_masses(
+    model: Pix2SeqD, output: Tensor, slot: Tensor, contents: Sequence[tuple[int, int]]
+) -> np.ndarray | None:
+    """The probabilities of all slots but 0, summed over the pixels of each likeliest slot (B, h, w) within the
+    content: (B, slots, slots). None where the model gives no probabilities of slots."""
+    c = model.config
+    if c.loss != "softmax" or len(c.code_bits) != 2:
+        return None
+    logits = output.permute(0, 2, 3, 1)[..., c.code_sizes[0] :]  # (B, h, w, slots)
+    masses = torch.zeros(len(slot), c.slots, c.slots, dtype=torch.int64, device=output.device)
+    for mass, likeliest, values, (height, width) in zip(masses, slot, logits, contents, strict=True):
+        likeliest, values = likeliest[:height, :width], values[:height, :width]
+        here = likeliest > 0
+        share = values[here][:, 1:].float().softmax(dim=-1)
+        mass[:, 1:].index_add_(0, likeliest[here], (share * FIXED).round().long())
+    return masses.cpu().numpy() / FIXED
 
 
 # ---------------------------------------------------------------------------------------------------------------------

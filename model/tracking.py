@@ -55,20 +55,20 @@ class StreamState:
         return cls(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
-def merged(mass: np.ndarray, share: float, held: Collection[int] = ()) -> np.ndarray:
+def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area: int = 1) -> np.ndarray:
     """Which slot each slot is taken for, (slots,): itself, or another that the model hardly tells from it.
 
     mass: (slots, slots), the probabilities of each slot summed over the pixels for which a slot is the likeliest. An
     instance between two places may be either's, and few denoising steps leave it undecided: then pixels of both are
     mixed in it. A slot is part of a larger one where that is at least `share` as likely as itself on its pixels; the
     surest first. held: slots of tracks, which are no part of another, and which others may be part of whatever their
-    size.
+    size, where they have `min_area` pixels of their own.
     """
     mass, table = mass.astype(np.float64), np.arange(len(mass))
     has_track = np.isin(table, list(held))
     while True:
         own, area = mass.diagonal(), mass.sum(axis=1)
-        allowed = (area[:, None] <= area) | (has_track & (area > 0))
+        allowed = (area[:, None] <= area) | (has_track & (area >= max(min_area, 1) - 0.5))
         allowed &= ((area > 0) & ~has_track)[:, None]
         likeness = np.where(allowed, mass / np.maximum(own, 1e-9)[:, None], 0)
         np.fill_diagonal(likeness, 0)

@@ -46,6 +46,12 @@ def test_tracks_take_the_ids_of_what_they_are(predicted, truth, named):
     assert named_by_truth(*maps(*predicted), *maps(*truth), unused=20)[:, 0].tolist() == named
 
 
+def test_an_id_may_be_of_its_class_alone():
+    semantic = np.array([[[CAR, CAR, PERSON, PERSON]]], np.uint8)
+    track, truth = np.array([[[3, 3, 4, 4]]], np.int32), np.ones((1, 1, 4), np.int32)
+    assert named_by_truth(semantic, track, semantic, truth, unused=20).tolist() == truth.tolist()
+
+
 def predictions(folder, source, shift=3):
     """As a model would have them that is late by some pixels and numbers its tracks from 1."""
     own = OwnHistory(folder, source.frames)
@@ -123,6 +129,7 @@ def test_videos_are_predicted_once_and_up_to_a_gap(tmp_path, monkeypatch):
     semantic, track = own.read(3)
     assert semantic.shape == source.size and len(np.unique(semantic)) > 1 and track.dtype == np.int32
     own.path(6).unlink()  # as if it had been killed there
+    own.done(4).unlink()
     (mtime,) = {own.path(0).stat().st_mtime_ns}
     assert {i: predict().path(i).read_bytes() for i in range(7)} == first
     assert own.path(0).stat().st_mtime_ns == mtime
@@ -141,6 +148,20 @@ def test_frames_that_cannot_be_read_end_their_video(tmp_path):
     args = (tmp_path / "own", (32, 64), Accelerator(cpu=True), True)
     own = rollout.predicted_history(source, checkpoint(tmp_path / "model.pt"), *args)
     assert [i in own for i in range(5)] == [True, True, False, False, False]
+    assert own.done(0).exists()  # and is not tried again
+
+
+def test_each_data_set_has_its_own(tmp_path):
+    file, accelerator = checkpoint(tmp_path / "model.pt"), Accelerator(cpu=True)
+    made = [
+        rollout.predicted_history(
+            Painted(numbers=range(2), sequence=s), file, tmp_path / "own", (32, 64), accelerator, True
+        )
+        for s in "ab"
+    ]
+    assert made[0].folder != made[1].folder and all(1 in own for own in made)
+    with pytest.raises(ValueError, match="history_config"):
+        Clips(Painted(), FORMAT, own_history=made[0])
 
 
 def test_training_on_its_own_history_goes_on_to_the_bit(capfd, tmp_path):
@@ -159,3 +180,5 @@ def test_training_on_its_own_history_goes_on_to_the_bit(capfd, tmp_path):
     assert logs[0] == logs[1] and len(logs[0]) == 4
     run = call(capfd, "train", *flags, "--results_folder", tmp_path / "none", "--history_from", tmp_path / "no.pt")
     assert run.status == 2 and "no.pt" in run.message
+    run = call(capfd, "train", *flags, "--results_folder", tmp_path, "--history_from", file)
+    assert run.status == 2 and "--history_from" in run.message

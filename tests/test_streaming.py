@@ -13,7 +13,7 @@ from data import transforms
 from data.clips import ClipFormat, Clips
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.geometry import content_size, fit_frame, restore
-from model.streaming import _candidates, _history, scaled_sizes, stream_step
+from model.streaming import _candidates, _history, _slot_masses, scaled_sizes, stream_step
 from model.tracking import StreamState, adopt, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
@@ -158,12 +158,15 @@ def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_i
     logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
     logits[0, 0, 0, :] = 8.0  # void: never an answer
     logits[0, [20, 20 + 5, 20 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
-    maps, (mass,) = _candidates(model, logits)
+    maps = _candidates(model, logits)
     semantic, other, slot = (m[0, 0].tolist() for m in maps)
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
-    chosen = torch.tensor([6.0, 1]).softmax(0)  # of two slots; the others have less than a millionth
-    assert torch.allclose(mass[[5, 5, 9, 9], [5, 9, 5, 9]], chosen[[0, 1, 1, 0]], atol=1e-4)
-    assert mass.sum() == pytest.approx(2) and mass[:, 0].sum() == 0
+    (mass,) = _slot_masses(model, logits, maps[2], [(1, 3)])
+    first, second = torch.tensor([6.0, 1]).softmax(0).tolist()  # of two slots; the others are next to nothing
+    assert mass[[5, 5, 9, 9], [5, 9, 5, 9]] == pytest.approx([first, second, second, first], abs=1e-3)
+    assert mass.sum() == pytest.approx(2, abs=1e-3) and mass[:, 0].sum() == 0
+    (inside,) = _slot_masses(model, logits, maps[2], [(1, 2)])  # the last pixel is padding
+    assert inside[5] == pytest.approx(mass[5]) and inside.sum() == pytest.approx(1, abs=1e-3)
 
 
 def test_padding_makes_no_segments_and_is_unknown_to_the_history():
