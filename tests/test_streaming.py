@@ -322,7 +322,7 @@ def test_the_mask_keeps_its_proportion_to_another_image_size():
 # The stream and the predictor
 # ---------------------------------------------------------------------------------------------------------------------
 
-FEW = StreamConfig(first_steps=3, steps=2, min_area=1, merge=0.0)  # noise has nothing that is sure
+FEW = StreamConfig(first_steps=3, steps=2, min_area=1)
 
 
 @pytest.fixture(scope="module")
