@@ -6,7 +6,6 @@ is missing.
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import re
@@ -45,18 +44,6 @@ def writable(folder: Path):
         yield
     except OSError as error:
         raise UsageError(f"{folder} cannot be written to ({error.strerror})") from None
-
-
-def keep_freed_memory(keep: bool = True) -> None:
-    """Have the C library (glibc; elsewhere this does nothing) keep freed memory for what is allocated next, or not.
-
-    It gives each large block back to the system at once, which clears the pages of the next one: on a CPU a sixth of
-    the time of a frame of 352x1216, whose activations are such blocks.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0 if keep else 65_536)  # M_MMAP_MAX: how many blocks may be of their own; its default
-        mallopt(-1, 2**31 - 1 if keep else 131_072)  # M_TRIM_THRESHOLD: bytes that stay at the heap's end; its default
 
 
 def run(main: Callable[[], int | None]) -> typing.NoReturn:

@@ -78,7 +78,6 @@ def main() -> int:
     parser = cli.Parser(__doc__)
     cli.add_options(parser, OPTIONS)
     args = parser.parse_args()
-    cli.keep_freed_memory()
 
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:

@@ -84,7 +84,6 @@ def main() -> None:
         raise cli.UsageError(f"there is no weights file {args.weights}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    cli.keep_freed_memory()  # as inference.py has it
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
         setup = Setup(
             tuple(args.preset), Path(folder), device, args.mixed_precision,

@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import cli
 import recipe
 import train
 from benchmarks import earlier_design
@@ -188,13 +187,6 @@ def _network_ones(setup: Setup, preset: str) -> list[Row]:
         with sdpa_kernel(SDPBackend.MATH):
             return with_all()
 
-    def given_back() -> torch.Tensor:
-        cli.keep_freed_memory(False)
-        try:
-            return with_all()
-        finally:
-            cli.keep_freed_memory()
-
     calls = {
         "all": with_all,
         "conditions once a frame": frame_call(predictor, copy(EarlierDesign)),
@@ -203,8 +195,6 @@ def _network_ones(setup: Setup, preset: str) -> list[Row]:
     }
     if config.backbone_norm == "frozen_batch":
         calls["norms folded"] = frame_call(predictor, copy(fold=False))
-    if not setup.cuda:
-        calls["freed memory kept"] = given_back
     if predictor.dtype is not None:
         calls["weights cast once"] = frame_call(predictor, float_weights)
         calls["autocast to bf16"] = frame_call(predictor, float_weights, half=False)
