@@ -64,7 +64,7 @@ model = Pix2SeqD(config).eval()
 with torch.inference_mode():
     condition = model.condition(model.encode(torch.rand(1, 3, *config.image_size)), torch.zeros(1, 2 * config.bits, *config.mask_size))
     output = model.predict(torch.randn(1, config.bits, *config.mask_size), torch.ones(1), condition)
-assert output.shape == (1, config.num_codes, *config.mask_size)
+assert output.shape == (1, sum(config.code_sizes), *config.mask_size)
 where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, on {where}: one forward pass is fine")
 PY
