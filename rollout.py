@@ -1,6 +1,5 @@
 """What --history_from asks for: the training videos, predicted once by an earlier model, as inference would."""
 
-from itertools import groupby
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -8,7 +7,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from data.cache import source_key
-from data.frames import FrameSource, usual_step
+from data.frames import FrameSource, whole_runs
 from data.labels import DataError
 from data.own_history import OwnHistory
 from data.predictions import fingerprint
@@ -42,7 +41,7 @@ def predicted_history(
     (key,) = broadcast_object_list(key)
     own = OwnHistory(folder / f"{source.name}-{getattr(source, 'split', 'all')}-{key}", source.frames)
     todo, total = [], 0
-    for video in whole_runs(source) if source.is_video else []:
+    for video in whole_runs(source.frames) if source.is_video else []:
         if total < frames:
             todo.append(video)
             total += len(video)
@@ -61,20 +60,6 @@ def predicted_history(
                 _predict(source, predictor, mine[begin : begin + WIDTH], own, bar)
     accelerator.wait_for_everyone()
     return own
-
-
-def whole_runs(source: FrameSource) -> list[list[int]]:
-    """The positions of the frames of each video, cut at the gaps in its numbers."""
-    runs = []
-    for _, group in groupby(range(len(source.frames)), key=lambda i: source.frames[i].sequence):
-        positions = list(group)
-        numbers = [source.frames[i].number for i in positions]
-        step = usual_step(numbers)
-        for k, position in enumerate(positions):
-            if k == 0 or numbers[k] - numbers[k - 1] > step:
-                runs.append([])
-            runs[-1].append(position)
-    return runs
 
 
 def _predict(source: FrameSource, predictor: VideoPredictor, videos: list[list[int]], own: OwnHistory, bar) -> None:

@@ -86,11 +86,23 @@ def usual_step(numbers: Sequence[int]) -> int:
     return min(steps, key=lambda step: (-steps[step], step)) if steps else 1
 
 
+def whole_runs(frames: Sequence[FrameRef]) -> list[list[int]]:
+    """The positions of the frames of each sequence, cut where its numbers jump. frames: as a FrameSource has them."""
+    runs: list[list[int]] = []
+    for _, group in groupby(range(len(frames)), key=lambda i: frames[i].sequence):
+        positions = list(group)
+        numbers = [frames[i].number for i in positions]
+        step = usual_step(numbers)
+        for k, position in enumerate(positions):
+            if k == 0 or numbers[k] - numbers[k - 1] > step:
+                runs.append([])
+            runs[-1].append(position)
+    return runs
+
+
 def count_gaps(frames: Sequence[FrameRef]) -> int:
     """How often history breaks off within a sequence, at a jump in the numbers. frames: as a FrameSource has them."""
-    groups = groupby(frames, key=lambda f: f.sequence)
-    numbers = [[frame.number for frame in group] for _, group in groups]
-    return sum(b - a > usual_step(n) for n in numbers for a, b in pairwise(n))
+    return len(whole_runs(frames)) - len({f.sequence for f in frames})
 
 
 def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from small import CONFIG, FLAGS, lively_model
 
 import rollout
 from data.clips import Clips, HistoryConfig
+from data.frames import whole_runs
 from data.labels import CAR, PERSON
 from data.own_history import OwnHistory, named_by_truth
 from model import checkpoint as checkpoints
@@ -122,7 +123,7 @@ def test_videos_are_predicted_once_and_up_to_a_gap(tmp_path, monkeypatch):
     def predict():
         return rollout.predicted_history(source, file, tmp_path / "own", (32, 64), accelerator, True, frames=5)
 
-    assert rollout.whole_runs(source) == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
+    assert whole_runs(source.frames) == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
     own = predict()
     assert [i in own for i in range(9)] == [True] * 7 + [False] * 2  # whole runs, until there are 5
     first = {i: own.path(i).read_bytes() for i in range(7)}
