@@ -51,12 +51,14 @@ OPTIONS = {
     "sampling": [
         cli.Option("first_steps", 20, "denoising steps of a frame without history"),
         cli.Option("steps", 8, "denoising steps of each frame after it"),
+        cli.Option("fresh_steps", 4, "more steps of it without history, against the history's errors; 0: none"),
+        cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone"),
         cli.Option("sampler", "ddim", "how a step is made", tuple(SAMPLERS)),
         cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
         cli.Option("merge", 0.0, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
-        cli.Option("max_gap", 0, "frames for which a track may be lost and still go on where it was; 0: none"),
+        cli.Option("max_gap", 5, "frames for which a track may be lost and still go on where it was; 0: none"),
     ],
     "history": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as they are there"),
@@ -82,10 +84,7 @@ def main() -> int:
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
-    sampling = StreamConfig(
-        args.first_steps, args.steps, args.sampler, args.time_difference, args.min_area, args.seed, args.max_gap,
-        args.merge,
-    )  # fmt: skip
+    sampling = StreamConfig(**{option.name: getattr(args, option.name) for option in OPTIONS["sampling"]})
     sequences = inputs(args.input_folder)
     if not (args.quiet or args.independent_frames):
         tell_gaps(sequences)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.bits import labels_to_bits, labels_to_codes
-from model.pix2seq_d import ConfigError, Pix2SeqD
+from model.pix2seq_d import ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import add_noise, gamma
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -234,14 +234,42 @@ def ddpm(denoise: Denoise, x: Tensor, times: Times, noise: Callable[[], Tensor])
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
 
 
-def denoiser_of(model: Pix2SeqD, condition) -> Denoise:
-    """The `denoise` of one frame: the network under its conditions, computed once."""
+def class_logits(config: ModelConfig, output: Tensor) -> Tensor:
+    """The part (B, codes, h, w) of the network's output that says the classes: a view; empty for squared error."""
+    return output[:, : config.code_sizes[0] if config.loss == "softmax" else 0]
+
+
+class MeanClasses:
+    """Of one frame's outputs, step by step: turns the class logits of each into the mean of those so far, in place.
+
+    Each step estimates the classes from the image and, more and more, from its own last estimate, so that the errors of
+    a step stay; of the ids, which the noise has to decide, the last step's are the ones.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.config, self.total, self.count = config, None, 0
+
+    def __call__(self, output: Tensor) -> Tensor:
+        classes = class_logits(self.config, output)
+        self.total, self.count = classes.clone() if self.total is None else self.total.add_(classes), self.count + 1
+        if self.count > 1:
+            torch.div(self.total, self.count, out=classes)
+        return output
+
+
+def denoiser_of(model: Pix2SeqD, condition, average_classes: bool = False) -> Denoise:
+    """The `denoise` of one frame: the network under its conditions, computed once.
+
+    average_classes: the class logits of each output are the mean of those so far; the estimates stay what they are.
+    """
+    averaged = MeanClasses(model.config) if average_classes else None
 
     def denoise(x: Tensor, t: float, x0_previous: Tensor | None) -> tuple[Tensor, Tensor]:
         time = torch.full((x.shape[0],), t, device=x.device)
         if not model.config.self_conditioning:
             x0_previous = None
         output = model.predict(x, time, condition, x0_previous)
-        return output, model.estimate(output)
+        x0 = model.estimate(output)
+        return averaged(output) if averaged else output, x0
 
     return denoise

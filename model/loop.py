@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.diffusion import SAMPLERS, Times
+from model.diffusion import SAMPLERS, MeanClasses, Times
 from model.pix2seq_d import Pix2SeqD
 from model.unet import Condition
 
@@ -20,7 +20,13 @@ MOST_GRAPHS = 8  # first and later frames, for a few numbers of videos side by s
 
 
 def sample(
-    model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, noise: Callable[[], Tensor]
+    model: Pix2SeqD,
+    sampler: str,
+    condition: Condition,
+    x: Tensor,
+    times: Times,
+    noise: Callable[[], Tensor],
+    average_classes: bool = False,
 ) -> Tensor:
     """One frame's sampling: the network's last output, float32 (B, codes or bits, h, w).
 
@@ -28,13 +34,15 @@ def sample(
     all estimates where there are two steps. Nothing in it waits for the device.
     """
     left = len(times)
+    averaged = MeanClasses(model.config) if average_classes and left > 1 else None
 
     def denoise(x: Tensor, t: float, x0_previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
         nonlocal left
         left -= 1
         time = torch.full((x.shape[0],), t, device=x.device)
         output = model.predict(x, time, condition, x0_previous if model.config.self_conditioning else None)
-        return output, model.estimate(output) if left else None
+        x0 = model.estimate(output) if left else None
+        return averaged(output) if averaged else output, x0
 
     return SAMPLERS[sampler](denoise, x, times, noise)
 
@@ -95,15 +103,22 @@ class GraphedSampling:
         self.graphs: dict[tuple, tuple] = {}
 
     def __call__(
-        self, model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, noise: Callable[[], Tensor]
+        self,
+        model: Pix2SeqD,
+        sampler: str,
+        condition: Condition,
+        x: Tensor,
+        times: Times,
+        noise: Callable[[], Tensor],
+        average_classes: bool = False,
     ) -> Tensor:
         given = _tensors(condition, x)
         shapes = tuple((tuple(t.shape), t.stride(), t.dtype) for t in given)
-        key = (sampler, tuple(times), shapes)
+        key = (sampler, tuple(times), shapes, average_classes)
         if key not in self.graphs:
             while len(self.graphs) >= MOST_GRAPHS:
                 self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[key] = self._captured(model, sampler, condition, x, times)
+            self.graphs[key] = self._captured(model, sampler, condition, x, times, average_classes)
         inputs, drawn, replay, output = self.graphs[key]
         for target, source in zip(inputs, given, strict=True):
             target.copy_(source)
@@ -112,7 +127,9 @@ class GraphedSampling:
         replay()
         return output
 
-    def _captured(self, model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times) -> tuple:
+    def _captured(
+        self, model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, average_classes: bool
+    ) -> tuple:
         condition, x = tree_map(lambda t: None if t is None else t.clone(), (condition, x))
         drawn: list[Tensor] = []
         kind = x.device.type
@@ -130,7 +147,7 @@ class GraphedSampling:
 
             # Without its cache: what that holds is freed at the end of the frame, and a graph would go on reading it.
             with torch.autocast(kind, autocast[1], autocast[0], cache_enabled=False):
-                return sample(model, sampler, condition, x, times, noise)
+                return sample(model, sampler, condition, x, times, noise, average_classes)
 
         replay, output = self.capture(call)
         return _tensors(condition, x), drawn, replay, output

@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from model import checkpoint as checkpoints
-from model.diffusion import SAMPLERS, seeded
+from model.diffusion import SAMPLERS, class_logits, seeded
 from model.geometry import content_size, fit_frame, restore
 from model.hub import HubMixin
 from model.loop import GraphedSampling, cast_weights, fold_norms, sample
 from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
-from model.tracking import StreamState, advance, merged
+from model.tracking import StreamState, advance, follow, merged
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ class StreamConfig:
     time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
     min_area: int = 4  # segments of fewer mask pixels are dropped
     seed: int = 42
-    max_gap: int = 0  # frames for which a track may be out of sight and still go on where it was lost
+    max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
     merge: float = 0.0  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
+    fresh_steps: int = 4  # of a second look at each frame after the first, without history; 0: none, as published
+    average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
     def __post_init__(self):
-        if self.max_gap < 0:
-            raise ConfigError(f"max_gap must be 0 or more, not {self.max_gap}")
+        for name in ("max_gap", "fresh_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.first_steps < 1 or self.steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
         if self.sampler not in SAMPLERS:
@@ -104,28 +107,42 @@ def stream_step(
     if images.dtype == torch.uint8:
         images = images.float() / 255
 
-    # Conditions, once a frame
-    condition = model.condition(
-        model.encode(images, mask_size), model.history_bits(*_history(states, c, mask_size, device))
-    )
+    features = model.encode(images, mask_size)
+    history = model.history_bits(*_history(states, c, mask_size, device))
 
-    # Noise of (seed, video, frame), then the sampler
-    generators = [seeded(device, config.seed, s.video, s.frame) for s in states]
+    def look(history: Tensor, steps: int, *key: int) -> Tensor:
+        """The answer under the image and a history, from noise of (seed, video, frame)."""
+        generators = [seeded(device, config.seed, s.video, s.frame, *key) for s in states]
 
-    def noise() -> Tensor:
-        return torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
+        def noise() -> Tensor:
+            return torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
 
-    times = sampling_times(config.first_steps if first else config.steps, config.time_difference)
-    output = sampling(model, config.sampler, condition, noise(), times, noise)
+        times = sampling_times(steps, config.time_difference)
+        condition = model.condition(features, history)
+        return sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
+
+    # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
+    output = look(history, config.first_steps if first else config.steps)
+    told = None
+    if config.fresh_steps and not first:
+        told = _host(c, _candidates(model, output)[2:])[:, 0]
+        classes = class_logits(c, output).clone()
+        output = look(torch.zeros_like(history), config.fresh_steps, 1)
+        if config.average_classes:
+            class_logits(c, output).add_(classes).mul_(0.5)
 
     # Codes to the host, then segments and tracks
     maps = _candidates(model, output)
     masses = _slot_masses(model, output, maps[2], contents) if config.merge else None
-    answers = torch.stack(maps, dim=1).to(torch.uint8 if c.slots <= 256 else torch.int32).cpu().numpy()
+    answers = _host(c, maps)
     results, following = [], []
     for n, (answer, content, state) in enumerate(zip(answers, contents, states, strict=True)):
         if masses is not None:
-            answer[2] = merged(masses[n], config.merge, state.held(c.history_length), config.min_area)[answer[2]]
+            held = () if config.fresh_steps else state.held(c.history_length)
+            answer[2] = merged(masses[n], config.merge, held, config.min_area)[answer[2]]
+        if config.fresh_steps:
+            seen = None if told is None else told[n]
+            answer, state = follow(answer, seen, content, state, c, config.min_area, config.max_gap)
         semantic, slot, after = advance(answer, content, state, c, config.min_area, config.max_gap)
         lookup = np.zeros(c.slots, np.int32)
         for s, track in after.track.items():
@@ -133,6 +150,11 @@ def stream_step(
         results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
         following.append(after)
     return results, following
+
+
+def _host(config: ModelConfig, maps: Sequence[Tensor]) -> np.ndarray:
+    """Maps of codes and slots, (B, h, w) each, as one array (B, maps, h, w) in the host's memory."""
+    return torch.stack(tuple(maps), dim=1).to(torch.uint8 if config.slots <= 256 else torch.int32).cpu().numpy()
 
 
 def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 An instance keeps its slot because the model copies it from the history; here slots become track ids that stay unique
 over a sequence of any length. A segment in a new slot that stands where a track was lost a moment ago is that track
-again. NumPy on masks of the model's size; nothing here is learned.
+again (model/association.py). NumPy on masks of the model's size; nothing here is learned.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.association import Seen, best_pairs, remembered, same_tracks
 from model.geometry import content_size
 from model.pix2seq_d import ModelConfig
 
@@ -34,7 +35,7 @@ class StreamState:
     seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
     votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
     next_track: int = 1
-    last_seen: list[list[int]] = field(default_factory=list)  # track, frame, code of those that may be found again
+    last_seen: list[Seen] = field(default_factory=list)  # the last frame's tracks, and those that may be found again
     last_masks: np.ndarray | None = None  # bool (n, h, w), where they were
 
     def forget(self) -> "StreamState":
@@ -48,11 +49,13 @@ class StreamState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a file that loads with `weights_only=True`."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["last_seen"] = [tuple(seen) for seen in self.last_seen]
         return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StreamState":
-        return cls(**{k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()})
+        values = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
+        return cls(**values | {"last_seen": [Seen(*seen) for seen in values["last_seen"]]})
 
 
 def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area: int = 1) -> np.ndarray:
@@ -96,12 +99,11 @@ def advance(
     starts a new track, or goes on with one that was lost there for at most `max_gap` frames. Returns semantic codes
     and slots (h, w) without segments that were dropped, and the state.
     """
-    semantic, other, instance = answer.copy()
+    semantic, other, _ = answer.copy()
     inside = np.zeros(semantic.shape, bool)
     inside[: content[0], : content[1]] = True
     tracked_codes = np.array(model.tracked) + 1
-    tracked = np.isin(semantic, tracked_codes) & inside
-    slot = np.where(tracked, instance, 0).astype(instance.dtype)
+    slot, tracked = _tracked_slots(answer, content, model)
 
     # Segments: classes by vote, small ones dropped
     counts = np.zeros((model.slots, len(tracked_codes)), np.int64)
@@ -139,8 +141,8 @@ def advance(
     semantic[small], slot[small] = other[small], 0
 
     _remember(state, after, semantic, slot, inside, model.history_length)
-    if max_gap:
-        _remember_tracks(state, after, slot, {s: int(class_of_slot[s]) for s in segments}, max_gap)
+    codes = {s: (after.track[s], int(class_of_slot[s])) for s in segments}
+    after.last_seen, after.last_masks = remembered(state.last_seen, state.last_masks, slot, codes, state.frame, max_gap)
     return semantic, slot, after
 
 
@@ -156,34 +158,68 @@ def _found_again(
     if not max_gap or not fresh or not state.last_seen:
         return {}
     overlaps = []
-    for (track, last, code), mask in zip(state.last_seen, state.last_masks, strict=True):
-        if track in going or state.frame - last > max_gap + 1:
+    for seen, mask in zip(state.last_seen, state.last_masks, strict=True):
+        if seen.track in going or state.frame - seen.frame > max_gap + 1:
             continue
-        for s in (s for s, fresh_code in fresh.items() if fresh_code == code):
+        for s in (s for s, fresh_code in fresh.items() if fresh_code == seen.code):
             here = slot == s
             shared = int((here & mask).sum())
             if shared and shared >= min(here.sum(), mask.sum()) / 2:
-                overlaps.append((shared, s, track))
-    found: dict[int, int] = {}
-    for _, s, track in sorted(overlaps, reverse=True):
-        if s not in found and track not in found.values():
-            found[s] = track
-    return found
+                overlaps.append((shared, s, seen.track))
+    return best_pairs(overlaps)
 
 
-def _remember_tracks(
-    state: StreamState, after: StreamState, slot: np.ndarray, codes: dict[int, int], max_gap: int
-) -> None:
-    """Note where each track of this frame is, and forget those that have been gone for longer than max_gap."""
-    seen = [[after.track[s], state.frame, code] for s, code in codes.items()]
-    masks = [slot == s for s in codes]
-    here = {track for track, *_ in seen}
-    for row, mask in zip(state.last_seen, state.last_masks if state.last_seen else (), strict=True):
-        if row[0] not in here and state.frame - row[1] <= max_gap:
-            seen.append(row)
-            masks.append(mask)
-    after.last_seen = seen
-    after.last_masks = np.stack(masks) if masks else None
+def follow(
+    answer: np.ndarray,
+    told: np.ndarray | None,
+    content: tuple[int, int],
+    state: StreamState,
+    model: ModelConfig,
+    min_area: int,
+    max_gap: int,
+) -> tuple[np.ndarray, StreamState]:
+    """A fresh answer with its segments in the slots of the tracks that they are, and the state that has them there.
+
+    answer: (3, h, w) of `_candidates`, made without history, so that its slots say nothing of tracks; told: slots
+    (h, w) of the answer with history, None where there is none. A segment that is no track yet keeps its slot, or takes
+    the one that no track has had for longest. The answer and the state are for `advance`; the given ones stay.
+    """
+    semantic, other, instance = answer
+    slot, tracked = _tracked_slots(answer, content, model)
+    counts = np.bincount(slot.ravel(), minlength=model.slots)
+    counts[0] = 0
+    segments = np.flatnonzero(counts >= max(min_area, 1))
+    codes = {
+        int(s): int(np.bincount(semantic[slot == s]).argmax())
+        for s in segments[np.argsort(-counts[segments], kind="stable")]
+    }
+    slot = np.where(np.isin(slot, segments), slot, 0)
+    held = state.held(model.history_length)
+    found = same_tracks(slot, codes, told, held, state.last_seen, state.last_masks, state.frame, max_gap)
+
+    state = dataclasses.replace(state, track=dict(state.track), seen=dict(state.seen))
+    place = {s: seen.slot for s, seen in found.items()}
+    for seen in found.values():  # goes on although it may have been out of sight for longer than the history
+        state.track[seen.slot], state.seen[seen.slot] = seen.track, state.frame - 1
+    lost = {seen.slot for seen in state.last_seen} - set(place.values())
+    by_age = sorted(range(1, model.slots), key=lambda s: (s in lost, state.seen.get(s, -1)))
+    free = [s for s in by_age if s not in set(place.values())]
+    for s in (s for s in codes if s not in place):
+        place[s] = s if s in free and s not in lost else free[0]
+        free.remove(place[s])
+        state.track.pop(place[s], None)  # a new one, whatever was there
+        state.seen.pop(place[s], None)
+    table = np.zeros(model.slots, instance.dtype)
+    table[list(place)] = list(place.values())
+    return np.stack([semantic, other, np.where(tracked, table[slot], instance)]), state
+
+
+def _tracked_slots(answer: np.ndarray, content: tuple[int, int], model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The slot of each pixel of a tracked class within the content, 0 elsewhere; and where that is; both (h, w)."""
+    inside = np.zeros(answer.shape[1:], bool)
+    inside[: content[0], : content[1]] = True
+    tracked = np.isin(answer[0], np.array(model.tracked) + 1) & inside
+    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked
 
 
 def adopt(

@@ -39,14 +39,35 @@ def drawn(seed, like):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("average", [False, True])
 @torch.inference_mode()
-def test_the_loop_answers_as_the_sampler_of_diffusion(variant, sampler):
+def test_the_loop_answers_as_the_sampler_of_diffusion(variant, sampler, average):
     model = lively_model(config=dataclasses.replace(CONFIG, **VARIANTS[variant]))
     image, history, x = frame(model.config)
     condition, times = model.condition(model.encode(image), history), sampling_times(4, 0.1)
-    expected = SAMPLERS[sampler](denoiser_of(model, condition), x, times, drawn(1, x))
-    assert torch.equal(sample(model, sampler, condition, x, times, drawn(1, x)), expected)
+    expected = SAMPLERS[sampler](denoiser_of(model, condition, average), x, times, drawn(1, x))
+    assert torch.equal(sample(model, sampler, condition, x, times, drawn(1, x), average), expected)
     assert expected.std() > 0.1
+
+
+@torch.inference_mode()
+def test_averaged_classes_are_the_mean_of_all_steps_and_slots_those_of_the_last():
+    model = lively_model()
+    image, history, x = frame(model.config)
+    condition, times = model.condition(model.encode(image), history), sampling_times(3, 0.5)
+    outputs, plain = [], denoiser_of(model, condition)
+
+    def watched(*args):
+        output, x0 = plain(*args)
+        outputs.append(output.clone())
+        return output, x0
+
+    last = SAMPLERS["ddim"](watched, x, times, drawn(1, x))
+    n = model.config.code_sizes[0]
+    answer = sample(model, "ddim", condition, x, times, drawn(1, x), average_classes=True)
+    mean = torch.stack(outputs)[:, :, :n].mean(dim=0)
+    assert torch.allclose(answer[:, :n], mean, atol=1e-5) and not torch.allclose(last[:, :n], mean, atol=1e-2)
+    assert torch.equal(answer[:, n:], last[:, n:])
 
 
 class OnOneDevice(TorchDispatchMode):
@@ -123,7 +144,9 @@ def test_a_stream_is_the_same_under_graphs_and_with_cast_weights():
     ready.sampling = GraphedSampling(stand_in)
     answers = [(plain(image), ready(image)) for image in frames]
     assert all(np.array_equal(a.semantic, b.semantic) and np.array_equal(a.track, b.track) for a, b in answers)
-    assert len({a.semantic.tobytes() for a, _ in answers}) == 4 and len(ready.sampling.graphs) == 2
+    assert (
+        len({a.semantic.tobytes() for a, _ in answers}) == 4 and len(ready.sampling.graphs) == 3
+    )  # first and later frames, and the look without history
 
 
 def test_weights_are_cast_where_autocast_would_and_nowhere_else():

@@ -357,7 +357,7 @@ def test_videos_side_by_side_are_as_alone(model):
         answers, states = predictor.step([videos[0][t], videos[1][t + 1], videos[2][t]], states)
         for k, panoptic in enumerate(answers):
             assert equal(panoptic, single[k][t + (k == 1)])
-            assert len(panoptic.segments) > 3  # an answer that could differ
+            assert len(panoptic.segments) >= 3  # an answer that could differ
 
 
 def test_a_half_done_video_goes_on_as_if_it_had_not_stopped(model):

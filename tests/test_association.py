@@ -1,0 +1,189 @@
+"""Segments of a fresh answer and the tracks that they are, on hand-drawn masks."""
+
+import numpy as np
+import pytest
+import torch
+from small import CONFIG, lively_model
+
+from model import ConfigError, StreamConfig, VideoPredictor
+from model.association import Seen, best_pairs, moved, remembered, same_tracks
+from model.streaming import stream_step
+from model.tracking import StreamState, advance, follow
+
+ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
+H, W = CONFIG.mask_size
+CONTENT = (H, W)
+
+
+def answer(*objects):
+    """The raw answer of `_candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
+    semantic, slot = np.full((H, W), ROAD, np.uint8), np.ones((H, W), np.uint8)
+    for code, s, y, x, height, width in objects:
+        semantic[y : y + height, x : x + width], slot[y : y + height, x : x + width] = code, s
+    return np.stack([semantic, np.full_like(semantic, SKY), slot])
+
+
+def stream(*frames, gap=0, told=None):
+    """{(top, left) of an object: its track} of each frame, of answers that know nothing of tracks; and the state."""
+    state, result = StreamState(0), []
+    for n, objects in enumerate(frames):
+        seen = told if n == len(frames) - 1 else None
+        now, state = follow(answer(*objects), seen, CONTENT, state, CONFIG, 4, gap)
+        _, slot, state = advance(now, CONTENT, state, CONFIG, 4, gap)
+        result.append({(y, x): state.track[slot[y, x]] if slot[y, x] else 0 for _, _, y, x, _, _ in objects})
+    return result, state
+
+
+def car(slot, x, y=2, width=6):
+    return (CAR, slot, y, x, 4, width)
+
+
+def test_tracks_go_on_whatever_slots_their_segments_have():
+    seen, state = stream([car(5, 2), car(6, 20)], [car(6, 3), car(5, 21)], [car(9, 4), car(2, 22), car(6, 12)])
+    assert seen == [{(2, 2): 1, (2, 20): 2}, {(2, 3): 1, (2, 21): 2}, {(2, 4): 1, (2, 22): 2, (2, 12): 3}]
+    # The history has each track in one slot, whichever the fresh answers had.
+    assert {state.slot[0][3, 6], state.slot[1][3, 6]} == {5} and {state.slot[0][3, 23], state.slot[1][3, 23]} == {6}
+    assert state.slot[1][3, 14] not in (0, 5, 6)
+
+
+def test_a_segment_of_another_class_is_another_track():
+    seen, _ = stream([car(5, 2)], [(PERSON, 5, 2, 2, 4, 6)])
+    assert seen[1] == {(2, 2): 2}
+
+
+def test_a_merged_segment_is_the_track_that_it_has_most_of_and_split_again_it_is_two():
+    two, one = [car(5, 2, width=8), car(6, 10, width=4)], [car(7, 2, width=12)]
+    seen, _ = stream(two, one, two)
+    assert seen == [{(2, 2): 1, (2, 10): 2}, {(2, 2): 1}, {(2, 2): 1, (2, 10): 3}]
+    seen, _ = stream(two, one, two, gap=1)
+    assert seen[2] == {(2, 2): 1, (2, 10): 2}
+
+
+def test_a_track_out_of_sight_is_found_where_its_motion_leads():
+    frames = [[car(5, 0)], [car(5, 3)], [car(5, 6)], [car(5, 9)]]
+    assert stream(*frames, [], [], [car(9, 18)], gap=2)[0][-1] == {(2, 18): 1}
+    assert stream(*frames, [], [], [car(9, 18)], gap=1)[0][-1] == {(2, 18): 2}
+    assert stream(*frames, [], [], [car(9, 0)], gap=2)[0][-1] == {(2, 0): 2}
+
+
+def test_what_the_history_tells_finds_a_track_that_jumped():
+    told = np.zeros((H, W), np.uint8)
+    told[2:6, 20:26] = 5
+    assert stream([car(5, 2)], [car(9, 20)], told=told)[0][-1] == {(2, 20): 1}
+    assert stream([car(5, 2)], [car(9, 20)])[0][-1] == {(2, 20): 2}
+
+
+def test_small_segments_have_no_track_and_padding_none():
+    seen, state = stream([car(5, 2), (CAR, 6, 10, 20, 1, 3)])
+    assert seen[0] == {(2, 2): 1, (10, 20): 0} and state.next_track == 2
+    now, state = follow(answer(car(5, 2), car(6, W - 6)), None, (H, W - 8), StreamState(0), CONFIG, 4, 0)
+    _, slot, state = advance(now, (H, W - 8), state, CONFIG, 4, 0)
+    assert not slot[:, W - 8 :].any() and len(state.track) == 1
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_ids_stay_unique_over_many_frames_of_slots_drawn_anew(gap):
+    """Objects come and go, each frame in other slots: one id an object, and no two objects with one."""
+    rng, state, owner, born = np.random.default_rng(0), StreamState(0), {}, 0
+    places, alive, free_at = [(y, x) for y in (0, 6) for x in (0, 8, 16, 24)], {}, {}
+    for t in range(600):
+        for place in [p for p, (_, end) in alive.items() if end <= t]:
+            del alive[place]
+            free_at[place] = t + gap + 1  # so that the next one there is no track that came back
+        for place in places:
+            if place not in alive and free_at.get(place, 0) <= t and rng.random() < 0.3:
+                alive[place] = (born, t + int(rng.integers(1, 12)))
+                born += 1
+        slots = rng.permutation(np.arange(1, CONFIG.slots))[: len(alive)]
+        drawn = [(CAR, int(s), *place, 4, 6) for s, place in zip(slots, alive, strict=True)]
+        now, state = follow(answer(*drawn), None, CONTENT, state, CONFIG, 4, gap)
+        _, slot, state = advance(now, CONTENT, state, CONFIG, 4, gap)
+        for (y, x), (name, _) in alive.items():
+            assert owner.setdefault(state.track[slot[y, x]], name) == name
+    assert born > 200 and len(owner) == born == state.next_track - 1
+
+
+def test_all_slots_in_use_beside_tracks_out_of_sight():
+    everywhere = [(y, x) for y in range(0, H - 1, 2) for x in range(0, W - 1, 2)][: CONFIG.slots - 1]
+    full = [(CAR, s, y, x, 2, 2) for s, (y, x) in enumerate(everywhere, 1)]
+    assert len(full) == CONFIG.slots - 1
+    people = [(PERSON, *rest) for _, *rest in full]
+    seen, state = stream(full, people, gap=5)
+    assert sorted(seen[0].values()) == list(range(1, len(full) + 1))
+    assert sorted(seen[1].values()) == list(range(len(full) + 1, 2 * len(full) + 1))
+    assert len(state.last_seen) == len(full)  # a track whose slot another has is not looked for any more
+
+
+def test_the_motion_of_a_track_is_smooth_and_its_mask_ends_at_the_border():
+    mask = np.zeros((H, W), np.int64)
+    mask[2:6, 2:6] = 5
+    seen, masks = remembered([], None, mask, {5: (1, CAR)}, 0, 0)
+    assert seen == [Seen(1, 5, CAR, 0, 3.5, 3.5, 0.0, 0.0)] and masks.shape == (1, H, W)
+    seen, masks = remembered(seen, masks, np.roll(mask, 4, axis=1), {5: (1, CAR)}, 2, 0)
+    assert (seen[0].dx, seen[0].dy, seen[0].frame) == (1.0, 0.0, 2)  # half of 4 pixels in 2 frames
+    y, x = moved(masks[0], seen[0]._replace(dx=float(W - 8)), 3)
+    assert x.max() == W - 1 and y.min() == 2 and len(x) == 8
+    assert remembered(seen, masks, np.zeros_like(mask), {}, 3, 0) == ([], None)
+    assert same_tracks(mask, {5: CAR}, None, set(), [], None, 0, 0) == {}
+
+
+def test_of_pairs_the_best_first_and_each_once():
+    assert best_pairs([(0.9, 1, 7), (0.8, 1, 8), (0.7, 2, 7), (0.1, 2, 8)]) == {1: 7, 2: 8}
+    assert best_pairs([]) == {}
+
+
+def drawn_logits(model, raw):
+    """The network's output that says these codes and slots, (1, codes, h, w)."""
+    c = model.config
+    output = torch.zeros(1, sum(c.code_sizes), H, W)
+    semantic, slot = torch.from_numpy(raw[0]).long(), torch.from_numpy(raw[2]).long() + c.code_sizes[0]
+    output[0].scatter_(0, semantic[None], 9.0).scatter_(0, slot[None], 9.0)
+    return output
+
+
+def test_a_second_look_undoes_what_the_history_merged():
+    model = lively_model()
+    two, one = answer(car(5, 2), car(6, 8)), answer(car(5, 2, width=12))
+    given = []
+
+    def sampling(model, sampler, condition, x, times, noise, average_classes):
+        given.append((len(times), x))
+        without = torch.equal(condition.first, blank.first)
+        return drawn_logits(model, two if without else one)
+
+    image = torch.zeros(1, 3, *CONFIG.image_size)
+    with torch.inference_mode():
+        nothing = torch.zeros(1, CONFIG.bits * len(CONFIG.history_offsets), H, W)
+        blank = model.condition(model.encode(image, (H, W)), nothing)
+    ids = {}
+    for fresh in (0, 2):
+        given.clear()
+        states, config = [StreamState(0)], StreamConfig(3, 1, fresh_steps=fresh, min_area=1)
+        for _ in range(3):
+            ((_, track),), states = stream_step(model, image, [CONTENT], states, config, sampling=sampling)
+        ids[fresh] = (track[3, 3], track[3, 12])
+        assert [n for n, _ in given] == ([3, 1, 1] if not fresh else [3, 1, 2, 1, 2])
+        assert len({float(x.sum()) for _, x in given}) == len(given)  # each look has noise of its own
+    assert ids == {0: (1, 1), 2: (1, 2)}
+
+
+def test_settings_out_of_range():
+    for values in ({"fresh_steps": -1}, {"max_gap": -1}):
+        with pytest.raises(ConfigError, match="must be 0 or more"):
+            StreamConfig(**values)
+
+
+def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look():
+    predictor = VideoPredictor(lively_model(), StreamConfig(2, 1, fresh_steps=2, min_area=1), "cpu", "no")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 4, *CONFIG.image_size, 3), dtype=np.uint8)
+    together, states = [], [StreamState(0), StreamState(1)]
+    for t in range(4):
+        answers, states = predictor.step([frames[0, t], frames[1, t]], states)
+        together.append(answers)
+    state = StreamState(1)
+    for t in range(4):
+        (alone,), (state,) = predictor.step([frames[1, t]], [StreamState.from_dict(state.to_dict())])
+        assert np.array_equal(alone.track, together[t][1].track)
+        assert np.array_equal(alone.semantic, together[t][1].semantic)
+    assert state.last_seen == states[1].last_seen
