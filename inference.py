@@ -51,7 +51,7 @@ OPTIONS = {
     "sampling": [
         cli.Option("first_steps", 20, "denoising steps of a frame without history"),
         cli.Option("steps", 8, "denoising steps of each frame after it"),
-        cli.Option("fresh_steps", 4, "more steps of it without history, against the history's errors; 0: none"),
+        cli.Option("fresh", True, "all but one of those steps without history, whose errors would be copied for ever"),
         cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone"),
         cli.Option("sampler", "ddim", "how a step is made", tuple(SAMPLERS)),
         cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),

@@ -13,7 +13,7 @@ from data.own_history import OwnHistory
 from data.predictions import fingerprint
 from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
 
-STREAM = StreamConfig(first_steps=2, steps=1, time_difference=0.5, fresh_steps=2)  # nearly as good as more
+STREAM = StreamConfig(first_steps=4, steps=3, time_difference=0.5)  # nearly as good as more
 FRAMES = 10_000  # of a data set, whole videos: all of KITTI-STEP's training split, and enough of longer ones
 WIDTH = 4  # videos side by side
 

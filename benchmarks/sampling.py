@@ -36,7 +36,7 @@ OPTIONS = {
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
         cli.Option("merge", 0.0, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
-        cli.Option("fresh_steps", 4, "more steps of each later frame without history; 0: none"),
+        cli.Option("fresh", True, "all but one of a later frame's steps without history"),
         cli.Option("average_classes", True, "classes by all steps' answers"),
         cli.Option("max_gap", 5, "frames for which a track may be lost and still go on where it was"),
         cli.Option("json", None, "file for the figures", kind=Path),
@@ -81,7 +81,7 @@ def parse(text: str, args) -> StreamConfig:
     except (ValueError, IndexError):
         raise cli.UsageError(f"a setting is first_steps,steps,time_difference[,sampler], not {text!r}") from None
     sampler = parts[3] if len(parts) > 3 else "ddim"
-    others = {k: getattr(args, k) for k in ("min_area", "seed", "merge", "max_gap", "fresh_steps", "average_classes")}
+    others = {k: getattr(args, k) for k in ("min_area", "seed", "merge", "max_gap", "fresh", "average_classes")}
     return StreamConfig(first, later, sampler, difference, **others)
 
 

@@ -43,13 +43,12 @@ class StreamConfig:
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
     merge: float = 0.0  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
-    fresh_steps: int = 4  # of a second look at each frame after the first, without history; 0: none, as published
+    fresh: bool = True  # all but one of `steps` are a second look, without history; else all with it, as published
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
     def __post_init__(self):
-        for name in ("max_gap", "fresh_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.max_gap < 0:
+            raise ConfigError(f"max_gap must be 0 or more, not {self.max_gap}")
         if self.first_steps < 1 or self.steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
         if self.sampler not in SAMPLERS:
@@ -58,6 +57,11 @@ class StreamConfig:
             raise ConfigError(f"merge is a share, 0..1, not {self.merge}")
         if not 0 <= self.time_difference <= 1:
             raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
+
+    @property
+    def fresh_steps(self) -> int:
+        """How many of `steps` are made without history."""
+        return self.steps - 1 if self.fresh else 0
 
 
 @dataclass
@@ -122,7 +126,7 @@ def stream_step(
         return sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
 
     # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
-    output = look(history, config.first_steps if first else config.steps)
+    output = look(history, config.first_steps if first else config.steps - config.fresh_steps)
     told = None
     if config.fresh_steps and not first:
         told = _host(c, _candidates(model, output)[2:])[:, 0]

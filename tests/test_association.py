@@ -156,25 +156,26 @@ def test_a_second_look_undoes_what_the_history_merged():
         nothing = torch.zeros(1, CONFIG.bits * len(CONFIG.history_offsets), H, W)
         blank = model.condition(model.encode(image, (H, W)), nothing)
     ids = {}
-    for fresh in (0, 2):
+    for fresh in (False, True):
         given.clear()
-        states, config = [StreamState(0)], StreamConfig(3, 1, fresh_steps=fresh, min_area=1)
+        states, config = [StreamState(0)], StreamConfig(3, 3, fresh=fresh, min_area=1)
         for _ in range(3):
             ((_, track),), states = stream_step(model, image, [CONTENT], states, config, sampling=sampling)
         ids[fresh] = (track[3, 3], track[3, 12])
-        assert [n for n, _ in given] == ([3, 1, 1] if not fresh else [3, 1, 2, 1, 2])
+        assert [n for n, _ in given] == ([3, 1, 2, 1, 2] if fresh else [3, 3, 3])
         assert len({float(x.sum()) for _, x in given}) == len(given)  # each look has noise of its own
-    assert ids == {0: (1, 1), 2: (1, 2)}
+    assert ids == {False: (1, 1), True: (1, 2)}
 
 
 def test_settings_out_of_range():
-    for values in ({"fresh_steps": -1}, {"max_gap": -1}):
-        with pytest.raises(ConfigError, match="must be 0 or more"):
-            StreamConfig(**values)
+    with pytest.raises(ConfigError, match="must be 0 or more"):
+        StreamConfig(max_gap=-1)
+    assert [StreamConfig(steps=n).fresh_steps for n in (1, 2, 8)] == [0, 1, 7]
+    assert StreamConfig(fresh=False).fresh_steps == 0
 
 
 def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look():
-    predictor = VideoPredictor(lively_model(), StreamConfig(2, 1, fresh_steps=2, min_area=1), "cpu", "no")
+    predictor = VideoPredictor(lively_model(), StreamConfig(2, 3, min_area=1), "cpu", "no")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 4, *CONFIG.image_size, 3), dtype=np.uint8)
     together, states = [], [StreamState(0), StreamState(1)]
