@@ -66,9 +66,11 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         }
         measured = in_turn(parts, setup)
         work = {name: gflops(call) for name, call in parts.items()}
-        output = step()
+        output, average = step(), predictor.config.average_classes
         loop = {
-            "loop": lambda: predictor.sampling(model, "ddim", condition, i["x"], times, None),
+            "loop": lambda: predictor.sampling(
+                model, "ddim", condition, i["x"], times, None, predictor.config.average_classes
+            ),
             "steps": lambda: [step() for _ in times],
             "estimates": lambda: [model.estimate(output) for _ in times[1:]],
         }
@@ -100,5 +102,5 @@ def _frame(setup: Setup, predictor: VideoPredictor, preset: str) -> list[Row]:
     frames = np.random.default_rng(0).integers(0, 256, (2, *predictor.model.config.image_size, 3), np.uint8)
     _, states = predictor.step([frames[0]], [predictor.state])
     values = in_turn({"frame": lambda: predictor.step([frames[1]], states)}, setup)["frame"]
-    note = f"{predictor.config.steps} steps, array to array with segments and tracks"
+    note = f"{predictor.config.steps} steps, all but one without history; array to array with segments and tracks"
     return [row(f"{preset}: a frame after the first", values, note=note)]
