@@ -68,9 +68,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         work = {name: gflops(call) for name, call in parts.items()}
         output, average = step(), predictor.config.average_classes
         loop = {
-            "loop": lambda: predictor.sampling(
-                model, "ddim", condition, i["x"], times, None, predictor.config.average_classes
-            ),
+            "loop": lambda: predictor.sampling(model, "ddim", condition, i["x"], times, None, average),
             "steps": lambda: [step() for _ in times],
             "estimates": lambda: [model.estimate(output) for _ in times[1:]],
         }
