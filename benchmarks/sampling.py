@@ -35,7 +35,7 @@ OPTIONS = {
         cli.Option("references", False, "also the trivial references"),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
         cli.Option("seed", 42, "of the noise"),
-        cli.Option("merge", 0.0, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
+        cli.Option("merge", 0.5, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
         cli.Option("fresh", True, "all but one of a later frame's steps without history"),
         cli.Option("average_classes", True, "classes by all steps' answers"),
         cli.Option("max_gap", 5, "frames for which a track may be lost and still go on where it was"),

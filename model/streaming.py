@@ -42,7 +42,7 @@ class StreamConfig:
     min_area: int = 4  # segments of fewer mask pixels are dropped
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
-    merge: float = 0.0  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
+    merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
     fresh: bool = True  # all but one of `steps` are a second look, without history; else all with it, as published
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
