@@ -100,10 +100,8 @@ def advance(
     and slots (h, w) without segments that were dropped, and the state.
     """
     semantic, other, _ = answer.copy()
-    inside = np.zeros(semantic.shape, bool)
-    inside[: content[0], : content[1]] = True
     tracked_codes = np.array(model.tracked) + 1
-    slot, tracked = _tracked_slots(answer, content, model)
+    slot, tracked, inside = _tracked_slots(answer, content, model)
 
     # Segments: classes by vote, small ones dropped
     counts = np.zeros((model.slots, len(tracked_codes)), np.int64)
@@ -185,7 +183,7 @@ def follow(
     the one that no track has had for longest. The answer and the state are for `advance`; the given ones stay.
     """
     semantic, other, instance = answer
-    slot, tracked = _tracked_slots(answer, content, model)
+    slot, tracked, _ = _tracked_slots(answer, content, model)
     counts = np.bincount(slot.ravel(), minlength=model.slots)
     counts[0] = 0
     segments = np.flatnonzero(counts >= max(min_area, 1))
@@ -214,12 +212,13 @@ def follow(
     return np.stack([semantic, other, np.where(tracked, table[slot], instance)]), state
 
 
-def _tracked_slots(answer: np.ndarray, content: tuple[int, int], model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The slot of each pixel of a tracked class within the content, 0 elsewhere; and where that is; both (h, w)."""
+def _tracked_slots(answer: np.ndarray, content: tuple[int, int], model: ModelConfig) -> tuple[np.ndarray, ...]:
+    """The slot of each pixel of a tracked class within the content, 0 elsewhere; where that is; and where the content
+    is; all (h, w)."""
     inside = np.zeros(answer.shape[1:], bool)
     inside[: content[0], : content[1]] = True
     tracked = np.isin(answer[0], np.array(model.tracked) + 1) & inside
-    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked
+    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked, inside
 
 
 def adopt(
@@ -263,6 +262,9 @@ def adopt(
         after.track[s], after.seen[s] = t, state.frame
         slots[:height, :width][ids == t] = s
     after.next_track = max(state.next_track, int(track.max(initial=0)) + 1)
+    given = {s: np.bincount(codes[slots == s]) for s in np.unique(slots[slots > 0]).tolist()}
+    tracks = {s: (after.track[s], int(counts.argmax())) for s, counts in given.items()}
+    after.last_seen, after.last_masks = remembered(state.last_seen, state.last_masks, slots, tracks, state.frame, 0)
     _remember(state, after, codes, slots, known, model.history_length)
     return after
 

@@ -8,7 +8,7 @@ from small import CONFIG, lively_model
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.association import Seen, best_pairs, moved, remembered, same_tracks
 from model.streaming import stream_step
-from model.tracking import StreamState, advance, follow
+from model.tracking import StreamState, adopt, advance, follow
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
@@ -71,6 +71,15 @@ def test_what_the_history_tells_finds_a_track_that_jumped():
     told[2:6, 20:26] = 5
     assert stream([car(5, 2)], [car(9, 20)], told=told)[0][-1] == {(2, 20): 1}
     assert stream([car(5, 2)], [car(9, 20)])[0][-1] == {(2, 20): 2}
+
+
+def test_a_track_of_a_given_mask_goes_on_in_a_fresh_answer():
+    semantic, track = np.zeros((H, W), np.uint8), np.zeros((H, W), np.int32)
+    semantic[2:6, 2:8], track[2:6, 2:8] = CAR - 1, 300
+    state = adopt(adopt(StreamState(0), semantic, track, CONFIG), semantic, track, CONFIG)
+    now, state = follow(answer(car(9, 3), car(5, 20)), None, CONTENT, state, CONFIG, 4, 0)
+    _, slot, state = advance(now, CONTENT, state, CONFIG, 4, 0)
+    assert (state.track[slot[3, 5]], state.track[slot[3, 22]]) == (300, 301)
 
 
 def test_small_segments_have_no_track_and_padding_none():
