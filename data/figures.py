@@ -198,18 +198,20 @@ def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = F
     steps: of `model.inspection.denoising_steps`; the first, the last and some between, more of the early ones.
     """
     share = np.linspace(0, 1, min(columns, len(steps))) ** 1.5
-    chosen = [steps[i] for i in sorted(set((share * (len(steps) - 1)).round().astype(int).tolist()))]
+    chosen = sorted(set((share * (len(steps) - 1)).round().astype(int).tolist()))
     width = PAGE // columns - 4
     size = max(1, round(width * steps[0].semantic.shape[0] / steps[0].semantic.shape[1])), width
     noisy, estimates = [], []
-    for step in chosen:
+    for step in (steps[i] for i in chosen):
         bits = step.noisy_bits[-3:].transpose(1, 2, 0)  # of the instance slot
         colors = (255 * (0.5 + bits / (4 * max(bits.std(), 1e-6))).clip(0, 1)).astype(np.uint8)
         noisy.append(_nearest(colors, *size))
         tracked = np.isin(step.semantic, (PERSON, CAR))
         maps = (step.semantic, np.where(tracked, step.slot, 0))
         estimates.append(render.draw_panoptic(*(_nearest(m, *size) for m in maps), colorblind))
-    titles = [f"step {steps.index(s) + 1} of {len(steps)}, t = {s.time:.2f}" for s in chosen]
+    titles = [
+        f"step {i + 1} of {len(steps)}, t = {steps[i].time:.2f}" + ", no history" * steps[i].fresh for i in chosen
+    ]
     return render.strip([noisy, estimates], titles=titles)
 
 

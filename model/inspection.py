@@ -19,6 +19,7 @@ class DenoisingStep:
     noisy_bits: np.ndarray  # float32 (bits, h, w), what the network was given
     semantic: np.ndarray  # uint8 (h, w) trainIds, the estimate that followed
     slot: np.ndarray  # int32 (h, w) instance slots, 0 = none
+    fresh: bool = False  # of the second look, without history
 
 
 @torch.inference_mode()
@@ -39,7 +40,8 @@ def denoising_steps(
         semantic, slot = (m[0, :height, :width].cpu().numpy() for m in model.answer(output.float()))
         bits = noisy[0, :, :height, :width].float().cpu().numpy()
         semantic = (semantic.astype(np.int16) - 1).astype(np.uint8)
-        steps.append(DenoisingStep(float(time[0]), bits, semantic, slot.astype(np.int32)))
+        fresh = bool(steps) and (steps[-1].fresh or float(time[0]) == 1)  # each look begins at time 1
+        steps.append(DenoisingStep(float(time[0]), bits, semantic, slot.astype(np.int32), fresh))
 
     handle = model.denoiser.register_forward_hook(record)
     try:

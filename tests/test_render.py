@@ -299,16 +299,18 @@ def test_frames_that_are_not_found_are_grey(tmp_path, capsys):
 
 def test_denoising_steps_are_those_of_the_prediction():
     model = lively_model()
-    predictor = VideoPredictor(model, StreamConfig(first_steps=4, steps=2), device="cpu", mixed_precision="no")
+    predictor = VideoPredictor(model, StreamConfig(first_steps=4, steps=3), device="cpu", mixed_precision="no")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 40, 64, 3)).astype(np.uint8)
     steps, answer, state = denoising_steps(predictor, frames[0])
     later, _, _ = denoising_steps(predictor, frames[1], state)
-    assert [s.time for s in steps] == [1.0, 0.75, 0.5, 0.25] and [s.time for s in later] == [1.0, 0.5]
+    assert [s.time for s in steps] == [1.0, 0.75, 0.5, 0.25] and [s.time for s in later] == [1.0, 1.0, 0.5]
+    assert not any(s.fresh for s in steps) and [s.fresh for s in later] == [False, True, True]
     assert steps[0].noisy_bits.shape == (10, 16, 26) and steps[0].semantic.shape == (16, 26)
     assert abs(steps[0].noisy_bits.std() - 1) < 0.1
     expected = predictor(frames[0])
     assert (expected.semantic == answer.semantic).all() and (expected.track == answer.track).all()
     assert not model.denoiser._forward_hooks
+    assert figures.denoising_strip(later).shape[1] <= figures.PAGE
     picture = figures.denoising_strip(steps, columns=3)
     assert picture.shape[1] == 3 * 356 + 2 * 4 <= figures.PAGE and torch.is_inference_mode_enabled() is False
