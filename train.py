@@ -25,7 +25,7 @@ OPTIONS = recipe.options(
 # tiny: from scratch, on a CPU.
 RECIPES = {
     "tiny": {
-        "steps": 2_000, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "warmup": 30, "ema_decay": 0.998,
+        "steps": 1_600, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "warmup": 30, "ema_decay": 0.998,
         "time_power": 3.0, "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
         "history_absent": 0.4, "history_corruption": 0.5, "corruption_drop": 0.2, "corruption_shift": 4,
         "corruption_coarse": 12, "corruption_split": 0.1, "corruption_merge": 0.1,
