@@ -39,7 +39,7 @@ def inputs(config: ModelConfig, device, batch: int = 1, channels_last: bool = Tr
     return {
         "image": image.to(device),
         "history": ((history * 2 - 1) * config.scale).float().to(device),
-        "x": torch.randn(batch, config.bits, h, w, generator=g).to(device),
+        "x": torch.randn(batch, config.bits, h, w, generator=g).to(device, memory_format=torch.channels_last),
         "t": torch.full((batch,), 0.5, device=device),
     }
 
@@ -59,6 +59,12 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         def step():
             return model.predict(i["x"], i["t"], condition)
 
+        def steps_and_estimates():
+            for k, _ in enumerate(times):
+                output = step()
+                if k < len(times) - 1:
+                    model.estimate(output)
+
         parts = {
             "encoder": lambda: model.encode(i["image"]),
             "conditions, once a frame": lambda: model.condition(features, i["history"]),
@@ -66,11 +72,11 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         }
         measured = in_turn(parts, setup)
         work = {name: gflops(call) for name, call in parts.items()}
-        output, average = step(), predictor.config.average_classes
+        average = predictor.config.average_classes
         loop = {
             "loop": lambda: predictor.sampling(model, "ddim", condition, i["x"], times, None, average),
             "steps": lambda: [step() for _ in times],
-            "estimates": lambda: [model.estimate(output) for _ in times[1:]],
+            "steps and estimates": steps_and_estimates,
         }
         looped = in_turn(loop, setup)
     rows = [Row(f"{preset}: parameters", parameters(model), "M", note=sizes(c))]
@@ -78,15 +84,15 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         share = share_of_rate(work[name], statistics.median(values), setup, rates)
         note = f"{work[name]:.1f} GFLOP, {share:.0f} % of the matrix rate"
         rows.append(row(f"{preset}: {name}", values, note=note))
-    steps_alone = statistics.median(looped["steps"])
 
-    def beyond(name: str, values: list[float], note: str) -> Row:
-        shares = [100 * value / steps_alone for value in values]
+    def beyond(name: str, part: str, note: str) -> Row:
+        shares = [100 * (loop / alone - 1) for loop, alone in zip(looped["loop"], looped[part], strict=True)]
         return Row(f"{preset}: {name}", statistics.median(shares), "%", min(shares), max(shares), note, len(shares))
 
-    extra = [loop - step for loop, step in zip(looped["loop"], looped["steps"], strict=True)]
-    rows.append(beyond("sampling loop beyond its steps", extra, f"{steps} steps, DDIM; target below 5"))
-    rows.append(beyond("of it the estimates of x0", looped["estimates"], "one after each step but the last"))
+    note = f"{steps} steps, DDIM, mean of the classes; target below 5"
+    rows.append(beyond("sampling loop beyond the denoiser", "steps and estimates", note))
+    note = "the denoiser without its last softmax, by which the estimates of x0 are made"
+    rows.append(beyond("sampling loop beyond the network", "steps", note))
     return rows + _frame(setup, predictor, preset)
 
 

@@ -7,6 +7,7 @@ The first code is the semantic one; the others together are the slot, most signi
 the two bytes of an id, as in the RGB of a panoptic PNG.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 # Of the estimate, which is a tenth of a denoising step where it is done in whole maps on a CPU:
 CACHED = 2**20  # logits at a time, so that a CPU keeps them in its cache
 COLUMNS = 16  # a product with fewer columns, or with no whole number of registers, is 3 times slower
+LIMIT = 80.0  # of a logit: sums of e^80 and of e^-80 are still numbers in bfloat16 and float32
 
 
 def bit_table(bits: int, device: torch.device | None = None) -> Tensor:
@@ -93,20 +95,25 @@ def labels_to_bits(
 def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int], scale: float) -> Tensor:
     """Logits over the codes to the expectation of their bits: the estimate of x0.
 
-    logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits.
-    Returns float (B, sum of bits, h, w) in [-scale, +scale]
+    logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits; beyond -80 and 80 they count as
+    these. Returns float (B, sum of bits, h, w) in [-scale, +scale], to 1 percent of the scale for logits in bfloat16
     (Pix2Seq-D, section 3.2: softmax cross-entropy loss; the estimate is the probability-weighted mean of the codes).
     """
     batch, codes, h, w = logits.shape
+    if logits.dtype == torch.float16:  # whose largest number is e^11
+        logits = logits.float()
     rows = logits.permute(0, 2, 3, 1).reshape(-1, codes)  # (N, codes), a view where the layout is channels-last
-    tables = [
-        F.pad(bit_table(bits, logits.device)[:size], (0, -bits % COLUMNS))
-        for size, bits in zip(sizes, code_bits, strict=True)
-    ]
+    # One product for both sums of the softmax: a column for each bit of its code's values, signed, and one plain
+    bits = sum(code_bits)
+    signed = [bit_table(n, logits.device)[:size] for size, n in zip(sizes, code_bits, strict=True)]
+    columns = torch.cat([torch.block_diag(*signed), torch.block_diag(*map(torch.ones_like, signed))], dim=1)
+    table = F.pad(columns, (0, -2 * bits % COLUMNS)).to(rows.dtype)
     pieces = rows.split(max(1, CACHED // codes)) if logits.device.type == "cpu" else [rows]
     estimates = []
-    for piece in pieces:
-        parts = zip(piece.split(list(sizes), dim=1), code_bits, tables, strict=True)
-        estimates.append(torch.cat([(p.float().softmax(dim=1) @ t)[:, :bits] for p, bits, t in parts], dim=1))
-    estimate = torch.cat(estimates).float() * scale  # (N, sum of bits)
+    kind = logits.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
+        for piece in pieces:
+            sums = (piece.clamp(-LIMIT, LIMIT).exp() @ table).float()
+            estimates.append(sums[:, :bits] / sums[:, bits : 2 * bits])
+    estimate = torch.cat(estimates) * scale  # (N, sum of bits)
     return estimate.view(batch, h, w, -1).permute(0, 3, 1, 2)

@@ -240,7 +240,7 @@ def class_logits(config: ModelConfig, output: Tensor) -> Tensor:
 
 
 class MeanClasses:
-    """Of one frame's outputs, step by step: turns the class logits of each into the mean of those so far, in place.
+    """Of one frame's outputs, step by step: gives each the mean of the class logits so far in place of its own.
 
     Each step estimates the classes from the image and, more and more, from its own last estimate, so that the errors of
     a step stay; of the ids, which the noise has to decide, the last step's are the ones.
@@ -249,11 +249,14 @@ class MeanClasses:
     def __init__(self, config: ModelConfig):
         self.config, self.total, self.count = config, None, 0
 
-    def __call__(self, output: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, read: bool = True) -> Tensor:
+        """The output with the mean, in float32; where nobody will read it, as it came."""
         classes = class_logits(self.config, output)
-        self.total, self.count = classes.clone() if self.total is None else self.total.add_(classes), self.count + 1
-        if self.count > 1:
-            torch.div(self.total, self.count, out=classes)
+        self.total = classes.to(torch.float32, copy=True) if self.total is None else self.total.add_(classes)
+        self.count += 1
+        if read and self.count > 1:
+            output = output.float()
+            torch.div(self.total, self.count, out=class_logits(self.config, output))
         return output
 
 

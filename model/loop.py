@@ -42,9 +42,9 @@ def sample(
         time = torch.full((x.shape[0],), t, device=x.device)
         output = model.predict(x, time, condition, x0_previous if model.config.self_conditioning else None)
         x0 = model.estimate(output) if left else None
-        return averaged(output) if averaged else output, x0
+        return averaged(output, read=not left) if averaged else output, x0
 
-    return SAMPLERS[sampler](denoise, x, times, noise)
+    return SAMPLERS[sampler](denoise, x, times, noise).float()
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:

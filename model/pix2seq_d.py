@@ -215,13 +215,13 @@ class Pix2SeqD(nn.Module):
     def predict(
         self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
     ) -> Tensor:
-        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): float32 (B, codes or bits, h, w), or
-        only the part of it on a grid of rows and columns."""
+        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): (B, codes or bits, h, w) in the type
+        that the network computes in, or only the part of it on a grid of rows and columns."""
         if self.config.normalize_input:
             x = x / x.float().std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3).to(x.dtype)
         if self.config.self_conditioning and x0_previous is None:
             x0_previous = torch.zeros_like(x)
-        return self.denoiser(x, t, condition, x0_previous, grid).float()
+        return self.denoiser(x, t, condition, x0_previous, grid)
 
     def forward(
         self,
@@ -233,7 +233,7 @@ class Pix2SeqD(nn.Module):
         realign: tuple[Tensor, Tensor, Tensor] | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """The training path, whole: encode, condition, predict.
+        """The training path, whole: encode, condition, predict. Returns float32.
 
         self_condition: bool (B,), which samples are given their own first estimate (Bit Diffusion, section 2.3).
         realign: bool (B,), times (B,), noise (B, bits, h, w): which samples are denoised from their own estimate,
@@ -252,14 +252,14 @@ class Pix2SeqD(nn.Module):
             with torch.no_grad():
                 x0_previous = self.estimate(self.predict(x, t, condition))
             x0_previous = x0_previous * self_condition[:, None, None, None]
-        return self.predict(x, t, condition, x0_previous, grid)
+        return self.predict(x, t, condition, x0_previous, grid).float()
 
     def estimate(self, output: Tensor) -> Tensor:
-        """The network's output -> the estimate of x0, analog bits (B, bits, h, w) in [-b, +b]."""
+        """The network's output -> the estimate of x0, analog bits, float32 (B, bits, h, w) in [-b, +b]."""
         c = self.config
         if c.loss == "softmax":
             return expected_bits(output, c.code_sizes, c.code_bits, c.scale)
-        return output.clamp(-c.scale, c.scale)
+        return output.float().clamp(-c.scale, c.scale)
 
     def answer(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """The network's output -> label maps: semantic code 0..19 and slot 0..K-1, int64 (B, h, w).

@@ -119,7 +119,8 @@ def stream_step(
         generators = [seeded(device, config.seed, s.video, s.frame, *key) for s in states]
 
         def noise() -> Tensor:
-            return torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
+            drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
+            return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
 
         times = sampling_times(steps, config.time_difference)
         condition = model.condition(features, history)
