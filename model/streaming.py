@@ -122,8 +122,7 @@ def stream_step(
             drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
             return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
 
-        times = sampling_times(steps, config.time_difference)
-        condition = model.condition(features, history)
+        condition, times = model.condition(features, history), sampling_times(steps, config.time_difference)
         return sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
 
     # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
