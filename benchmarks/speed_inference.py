@@ -78,7 +78,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
             "steps": lambda: [step() for _ in times],
             "steps and estimates": steps_and_estimates,
         }
-        looped = in_turn(loop, setup)
+        looped = in_turn(loop, setup, longer=4)  # small differences
     rows = [Row(f"{preset}: parameters", parameters(model), "M", note=sizes(c))]
     for name, values in measured.items():
         share = share_of_rate(work[name], statistics.median(values), setup, rates)

@@ -125,9 +125,12 @@ def once(call: Callable[[], Any], device: str | torch.device) -> float:
     return begin.elapsed_time(end)
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 1, longer: int = 1
+) -> dict[str, list[float]]:
     """Milliseconds of each call, repeated one after the other in turn, so that a slow moment of the machine meets all
-    alike: at least `setup.fewest` rounds, and as many as fit into `setup.seconds` for each call, 50 at most."""
+    alike: at least `setup.fewest` rounds, and as many as fit into `longer` times `setup.seconds` for each call, 50 at
+    most."""
     for call in calls.values():
         for _ in range(1 if setup.quick else warm_up):
             once(call, setup.device)
@@ -136,7 +139,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], setup: Setup, warm_up: int = 1)
     for done in range(1, 51):
         for name, call in calls.items():
             times[name].append(once(call, setup.device))
-        if done >= setup.fewest and time.perf_counter() - begin > setup.seconds * len(calls):
+        if done >= setup.fewest and time.perf_counter() - begin > longer * setup.seconds * len(calls):
             break
     return times
 
