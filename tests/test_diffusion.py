@@ -59,6 +59,16 @@ def test_expected_bits_are_the_mean_of_the_codes():
     assert torch.equal(expected_bits(certain, (22, 8), (5, 3), 1.0), codes_to_bits(codes, (5, 3), 1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_expected_bits_of_half_precision_are_within_a_percent(dtype):
+    logits = (torch.randn(2, 22 + 8, 3, 4) * 6).to(dtype)
+    logits[0, :, 0, 0] = 1_000.0  # beyond what can be an exponent: all codes alike, not NaN
+    expected = expected_bits(logits.double(), (22, 8), (5, 3), 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(expected_bits(logits, (22, 8), (5, 3), 0.5).double(), expected.double(), atol=0.005)
+    assert expected.isfinite().all()
+
+
 def test_gamma_falls_from_one_to_zero():
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     g = gamma(t)
