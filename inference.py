@@ -69,8 +69,8 @@ OPTIONS = {
         cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
         cli.Option("image_size", None, "size that frames are fitted into; none: the model's", kind=int, nargs=2),
         cli.Option("batch_videos", 1, "videos predicted side by side"),
-        cli.Option("compile", False, "compile the network, for GPUs: on a CPU it hardly pays (benchmarks/speed.md)"),
-        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs; not yet run on a GPU"),
+        cli.Option("compile", False, "the network compiled, on a GPU (on a CPU it does not pay); not yet run on one"),
+        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU; not yet run on one"),
         cli.Option("quiet", False, "no progress bar"),
     ],
 }  # fmt: skip
@@ -205,9 +205,7 @@ def load(args, sampling: StreamConfig, processes: PartialState) -> VideoPredicto
         mixed_precision=args.mixed_precision,
         image_size=args.image_size,
     )
-    predictor.only_infer(args.cuda_graphs)
-    if args.compile:
-        predictor.model.compile_parts()
+    predictor.only_infer(args.cuda_graphs, args.compile)
     return predictor
 
 

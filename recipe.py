@@ -256,6 +256,8 @@ def check(args: argparse.Namespace) -> None:
         raise cli.UsageError("--history_from must not be a checkpoint of --results_folder, which changes: copy it")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
+    if args.compile and (args.device == "cpu" or not torch.cuda.is_available()):
+        raise cli.UsageError("--compile is for a CUDA device: on a CPU it takes minutes and gains nothing")
 
 
 def resolve_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:

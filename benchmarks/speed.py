@@ -78,8 +78,9 @@ def main() -> None:
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
-    if args.cuda_graphs and device != "cuda":
-        raise cli.UsageError("--cuda_graphs needs a CUDA device")
+    for name in ("cuda_graphs", "compile"):
+        if getattr(args, name) and device != "cuda":
+            raise cli.UsageError(f"--{name} needs a CUDA device")
     if args.weights != TRAINED and not args.weights.is_file():
         raise cli.UsageError(f"there is no weights file {args.weights}")
     if args.threads:

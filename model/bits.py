@@ -113,7 +113,7 @@ def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int]
     kind = logits.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
         for piece in pieces:
-            sums = (piece.clamp(-LIMIT, LIMIT).exp() @ table).float()
+            sums = (piece.clamp(-LIMIT, LIMIT).exp_() @ table).float()
             estimates.append(sums[:, :bits] / sums[:, bits : 2 * bits])
     estimate = torch.cat(estimates) * scale  # (N, sum of bits)
     return estimate.view(batch, h, w, -1).permute(0, 3, 1, 2)

@@ -77,9 +77,10 @@ class ResidualBlock(nn.Module):
         self.conv2 = zero_init(conv3x3(out_channels, out_channels))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # (B, in, h, w), (B, time_dim) -> (B, out, h, w)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x: (B, in, h, w); modulation: scale and shift (B, 2 out), from `self.time`. Returns (B, out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         h = self.conv2(self.dropout(F.silu(h)))
         return self.skip(x) + h

@@ -1,4 +1,5 @@
-"""The sampling loop as the stream runs it: without the estimate that nobody reads, and on a GPU as one CUDA graph.
+"""The sampling loop as the stream runs it: all steps' times at once, without the estimate that nobody reads, and on a
+GPU as one CUDA graph.
 
 The samplers are those of model/diffusion.py. What is here changes when their work is done, and not what comes out.
 """
@@ -30,17 +31,19 @@ def sample(
 ) -> Tensor:
     """One frame's sampling: the network's last output, float32 (B, codes or bits, h, w).
 
-    As model.diffusion's `denoiser_of` under a sampler, but the last output is no longer made an estimate of: a half of
-    all estimates where there are two steps. Nothing in it waits for the device.
+    As model.diffusion's `denoiser_of` under a sampler, but the times of all steps are embedded together, and the last
+    output is no longer made an estimate of: a half of all estimates where there are two steps. Nothing in it waits for
+    the device.
     """
     left = len(times)
+    modulation = model.modulation(torch.cat([torch.full((1,), now, device=x.device) for now, _ in times]))
     averaged = MeanClasses(model.config) if average_classes and left > 1 else None
 
     def denoise(x: Tensor, t: float, x0_previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
         nonlocal left
+        moment = modulation.at(len(times) - left)
         left -= 1
-        time = torch.full((x.shape[0],), t, device=x.device)
-        output = model.predict(x, time, condition, x0_previous if model.config.self_conditioning else None)
+        output = model.predict(x, moment, condition, x0_previous if model.config.self_conditioning else None)
         x0 = model.estimate(output) if left else None
         return averaged(output, read=not left) if averaged else output, x0
 

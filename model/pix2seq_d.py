@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits, number_of_slots
 from model.encoder import BACKBONES, Features, ImageEncoder
 from model.schedule import add_noise
-from model.unet import PIXEL_DIM, Condition, Grid, TransUNet
+from model.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
 FIRST_THING = 11  # trainIds from here on are things
@@ -208,12 +208,21 @@ class Pix2SeqD(nn.Module):
         height, width = mask_size or self.config.mask_size
         return self.encoder(image, (height // self.config.patch, width // self.config.patch), (height, width))
 
-    def condition(self, features: Features, history: Tensor) -> Condition:
-        """history: analog bits (B, T * bits, h, w), oldest first, all zeros where absent."""
+    def condition(self, features: Features, history: Tensor | None) -> Condition:
+        """history: analog bits (B, T * bits, h, w), oldest first, zeros where unknown; None: none at all."""
         return self.denoiser.condition(features, history)
 
+    def modulation(self, t: Tensor) -> Modulation:
+        """What the denoiser makes of times t (N,), to be given to `predict` step by step."""
+        return self.denoiser.modulation(t)
+
     def predict(
-        self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
+        self,
+        x: Tensor,
+        t: Tensor | Modulation,
+        condition: Condition,
+        x0_previous: Tensor | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """The network's output for noisy bits x (B, bits, h, w) at times t (B,): (B, codes or bits, h, w) in the type
         that the network computes in, or only the part of it on a grid of rows and columns."""

@@ -112,9 +112,9 @@ def stream_step(
         images = images.float() / 255
 
     features = model.encode(images, mask_size)
-    history = model.history_bits(*_history(states, c, mask_size, device))
+    history = None if first else model.history_bits(*_history(states, c, mask_size, device))
 
-    def look(history: Tensor, steps: int, *key: int) -> Tensor:
+    def look(history: Tensor | None, steps: int, *key: int) -> Tensor:
         """The answer under the image and a history, from noise of (seed, video, frame)."""
         generators = [seeded(device, config.seed, s.video, s.frame, *key) for s in states]
 
@@ -131,7 +131,7 @@ def stream_step(
     if config.fresh_steps and not first:
         told = _host(c, _candidates(model, output)[2:])[:, 0]
         classes = class_logits(c, output).clone()
-        output = look(torch.zeros_like(history), config.fresh_steps, 1)
+        output = look(None, config.fresh_steps, 1)
         if config.average_classes:
             class_logits(c, output).add_(classes).mul_(0.5)
 
@@ -314,17 +314,22 @@ class VideoPredictor(HubMixin):
                 following[i] = state
         return results, following
 
-    def only_infer(self, cuda_graphs: bool = False) -> None:
+    def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
         """Ready the model for a long run, after which it is not to be trained or saved: frozen norms
         folded into its convolutions, which changes answers by rounding alone, and its weights in the autocast type,
-        once for all; with `cuda_graphs` the sampling loop as CUDA graphs (not yet run on a GPU).
+        once for all; with `compile` the network compiled, with `cuda_graphs` the sampling loop as CUDA graphs (neither
+        yet run on a GPU).
 
-        Raises ConfigError for CUDA graphs elsewhere than on a CUDA device.
+        Raises ConfigError for these two elsewhere than on a CUDA device: on a CPU compiling does not pay
+        (benchmarks/speed.md).
         """
-        if cuda_graphs and self.device.type != "cuda":
-            raise ConfigError(f"CUDA graphs need a CUDA device, not {self.device.type}")
+        for name, wanted in (("cuda_graphs", cuda_graphs), ("compile", compile)):
+            if wanted and self.device.type != "cuda":
+                raise ConfigError(f"{name} is for a CUDA device, not {self.device.type}")
         fold_norms(self.model)
         cast_weights(self.model, self.dtype)
+        if compile:
+            self.model.compile_parts()
         self.sampling = GraphedSampling() if cuda_graphs else sample
 
     def predict(self, images: Tensor, contents, states):

@@ -59,7 +59,7 @@ class TrainingConfig:
     validate_every: int = _field(1000, "saving", "steps between validations on held-out clips; 0: never")
     seed: int = _field(42, "machine", "of weights, data order, augmentation and noise")
     num_workers: int = _field(2, "machine", "loader processes for each training process")
-    compile: bool = _field(False, "machine", "compile the network with torch.compile")
+    compile: bool = _field(False, "machine", "compile the network with torch.compile, on a GPU")
     recompute: bool = _field(False, "machine", "gradient checkpointing: less memory, a third more to compute")
 
     def __post_init__(self):

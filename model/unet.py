@@ -2,7 +2,8 @@
 
 TransUNet of Pix2Seq-D (arXiv 2210.06366, section 3.2): a U-Net whose lowest level holds transformer layers with
 self-attention over the mask's positions and cross-attention to the image's tokens. What depends on the conditions
-alone - their part of the first convolution, the keys and values of cross-attention - is computed once a frame.
+alone - their part of the first convolution, the keys and values of cross-attention - is computed once a frame, and what
+depends on the time alone for all steps together.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,18 @@ class Condition(NamedTuple):
     first: Tensor
     cross: list[tuple[Tensor, Tensor]]
     detail: Tensor | None = None
+
+
+class Modulation(NamedTuple):
+    """What the network makes of N times: for each residual block scale and shift (N, 2 width), on the way down and then
+    up, and for the transformer a `token` (N, D). One row serves any batch."""
+
+    blocks: list[Tensor]
+    token: Tensor
+
+    def at(self, step: int) -> "Modulation":
+        """That of one of the times."""
+        return Modulation([m[step : step + 1] for m in self.blocks], self.token[step : step + 1])
 
 
 PIXEL_DIM = 32  # channels of a pixel of a patch, before the answer
@@ -97,38 +110,55 @@ class TransUNet(nn.Module):
         else:
             self.conv_out = zero_init(conv3x3(dim, out_channels))
 
-    def condition(self, features: Features, history: Tensor) -> Condition:
-        """features: of the image; history: analog bits (B, T * bits, h, w), all zeros where absent."""
-        maps = [features.map]
-        if history.shape[1]:  # F.pixel_unshuffle leaves a tensor without channels as large as it was
-            maps.append(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
-        first = self.conv_condition(torch.cat(maps, dim=1))
+    def condition(self, features: Features, history: Tensor | None) -> Condition:
+        """features: of the image; history: analog bits (B, T * bits, h, w), zeros where unknown; None: all zeros."""
+        if history is None:
+            weight, bias = self.conv_condition.weight, self.conv_condition.bias
+            first = F.conv2d(features.map, weight[:, : features.map.shape[1]], bias, padding=1)
+        else:
+            maps = [features.map]
+            if history.shape[1]:  # F.pixel_unshuffle leaves a tensor without channels as large as it was
+                maps.append(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
+            first = self.conv_condition(torch.cat(maps, dim=1))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
         return Condition(first, cross, features.detail)
 
+    def modulation(self, t: Tensor) -> Modulation:
+        """t: times (N,) in [0, 1]."""
+        time = self.time(t)  # (N, 4 dim)
+        blocks = [*self.down, *(block for blocks in self.up for block in blocks)]
+        return Modulation([block.time(time) for block in blocks], self.time_token(time))
+
     def forward(
-        self, x: Tensor, t: Tensor, condition: Condition, x0_previous: Tensor | None = None, grid: Grid | None = None
+        self,
+        x: Tensor,
+        t: Tensor | Modulation,
+        condition: Condition,
+        x0_previous: Tensor | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
-        """x: noisy bits (B, bits, h, w); t: (B,) in [0, 1]; x0_previous: the estimate of the step before, for
-        self-conditioning. Returns (B, out_channels, h, w), or its rows and columns on the grid."""
+        """x: noisy bits (B, bits, h, w); t: times (B,) in [0, 1], or what `modulation` made of them or of one for all;
+        x0_previous: the estimate of the step before, for self-conditioning. Returns (B, out_channels, h, w), or its
+        rows and columns on the grid."""
+        scales, token = t if isinstance(t, Modulation) else self.modulation(t)
+        scales = iter(scales)
         # fmt: off
         if x0_previous is not None:
             x = torch.cat([x, x0_previous], dim=1)
         x = F.pixel_unshuffle(x, self.patch)                                  # (B, C, h, w) in patches from here on
-        time = self.time(t)                                                   # (B, 4 dim)
         x = self.conv_in(x) + condition.first                                 # (B, dim, h, w)
 
         # Down
         skips = []
         for block, downsample in zip(self.down, self.downsample, strict=True):
-            x = apply(block, x, time, recompute=self.recompute)
+            x = apply(block, x, next(scales), recompute=self.recompute)
             skips.append(x)
             x = downsample(x)                                                 # (B, width, h/2, w/2)
 
         # Transformer on the lowest level
         h, w = x.shape[-2:]
         tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")         # (B, N, D)
-        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + self.time_token(time)[:, None]
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + token[:, None]
         for layer, keys_values in zip(self.transformer, condition.cross, strict=True):
             tokens = apply(layer, tokens, keys_values, recompute=self.recompute)
         x = x + self.from_tokens(rearrange(tokens, "b (h w) c -> b c h w", h=h))
@@ -138,8 +168,8 @@ class TransUNet(nn.Module):
             skip = skips.pop()
             if x.shape[-2:] != skip.shape[-2:]:
                 x = F.interpolate(x, skip.shape[-2:], mode="nearest")
-            x = apply(blocks[0], torch.cat([x, skip], dim=1), time, recompute=self.recompute)
-            x = apply(blocks[1], x, time, recompute=self.recompute)
+            x = apply(blocks[0], torch.cat([x, skip], dim=1), next(scales), recompute=self.recompute)
+            x = apply(blocks[1], x, next(scales), recompute=self.recompute)
         return self._answer(F.silu(self.norm_out(x)), grid, condition.detail) # (B, out_channels, h, w) in mask pixels
         # fmt: on
 

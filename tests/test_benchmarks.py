@@ -56,7 +56,7 @@ def plain_denoiser(model: Pix2SeqD, image, history, x, t, x0_previous):
     time = net.time(torch.full((len(x),), t))
     skips = []
     for block, downsample in zip(net.down, net.downsample, strict=True):
-        y = block(y, time)
+        y = block(y, block.time(time))
         skips.append(y)
         y = downsample(y)
     h, w = y.shape[-2:]
@@ -69,7 +69,8 @@ def plain_denoiser(model: Pix2SeqD, image, history, x, t, x0_previous):
     y = y + net.from_tokens(rearrange(tokens, "b (h w) c -> b c h w", h=h))
     for first, second in net.up:
         skip = skips.pop()
-        y = second(first(torch.cat([F.interpolate(y, skip.shape[-2:], mode="nearest"), skip], dim=1), time), time)
+        y = first(torch.cat([F.interpolate(y, skip.shape[-2:], mode="nearest"), skip], dim=1), first.time(time))
+        y = second(y, second.time(time))
     y = F.silu(net.norm_out(y))
     return net.conv_out(F.silu(F.pixel_shuffle(net.conv_patch(y), c.patch)) if c.patch > 1 else y)
 
