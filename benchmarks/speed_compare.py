@@ -29,7 +29,7 @@ from benchmarks.speed_timing import (
     ratio_row,
     row,
 )
-from benchmarks.speed_training import Stepper, clips, loader_rates, rendered, repeat
+from benchmarks.speed_training import CPU_BATCH, Stepper, clips, loader_rates, rendered, repeat
 from data import predictions
 from model import ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of
@@ -138,7 +138,7 @@ def optimisations(setup: Setup, preset: str) -> list[Row]:
     """How much faster a frame after the first (network and sampling, in memory) is with each than without it."""
     rows = _network_ones(setup, preset)
     if not setup.quick:
-        rows.append(compiling(setup, preset))
+        rows += [compiling(setup, preset), compiling_training(setup, preset)]
     rows.append(graphs(setup, preset) if setup.cuda else Row(f"{preset}: CUDA graphs", None, note=NOT_OF_A_GPU))
     rows.append(overlap(setup, preset))
     rows.append(side_by_side(setup, preset))
@@ -210,17 +210,34 @@ def compiling(setup: Setup, preset: str) -> Row:
     """torch.compile of encoder and denoiser, and after how many frames it has paid for itself."""
     config = config_of(preset, setup.image_size)
     eager, compiled = (predictor_of(dataclasses.replace(setup, compile=c), config) for c in (False, True))
-    first = frame_call(compiled)
+    return _compiled(f"{preset}: compile", setup, frame_call(eager), frame_call(compiled), "frames")
+
+
+def compiling_training(setup: Setup, preset: str) -> Row:
+    """torch.compile of the whole network in training, of one batch again and again."""
+    config = config_of(preset, setup.image_size)
+    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
+    size = setup.batch_size or CPU_BATCH[preset]
+    stream = clips(rendered(setup.folder, config), config, varied)
+    batch = torch.utils.data.default_collate([stream[n] for n in range(size)])
+    eager, compiled = (
+        Stepper(dataclasses.replace(setup, compile=c), build(config)[0], training, loss, size) for c in (False, True)
+    )
+    calls = (lambda s=s: s.step(iter([batch])) for s in (eager, compiled))
+    return _compiled(f"{preset}: compile, a training step", setup, *calls, "steps")
+
+
+def _compiled(name: str, setup: Setup, eager: Callable, compiled: Callable, unit: str) -> Row:
     begin = time.perf_counter()
     try:
-        first()
+        compiled()
     except Exception as error:  # there is no compiler, or it does not know the device
-        return Row(f"{preset}: compile", None, note=f"not measured: {type(error).__name__}, {str(error).strip()[:60]}")
+        return Row(name, None, note=f"not measured: {type(error).__name__}, {str(error).strip()[:60]}")
     seconds = time.perf_counter() - begin
-    times = in_turn({"eager": frame_call(eager), "compiled": first}, setup)
+    times = in_turn({"eager": eager, "compiled": compiled}, setup)
     gain = (statistics.median(times["eager"]) - statistics.median(times["compiled"])) / 1e3
-    pays = f"pays off after {math.ceil(seconds / gain):,} frames" if gain > 0 else "never pays off"
-    return ratio_row(f"{preset}: compile", times["eager"], times["compiled"], f"{seconds:.0f} s to compile: {pays}")
+    pays = f"pays off after {math.ceil(seconds / gain):,} {unit}" if gain > 0 else "never pays off"
+    return ratio_row(name, times["eager"], times["compiled"], f"{seconds:.0f} s to compile: {pays}")
 
 
 def graphs(setup: Setup, preset: str) -> Row:

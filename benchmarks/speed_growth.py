@@ -63,7 +63,7 @@ def at_scale(config: ModelConfig, scale: float) -> ModelConfig:
 
 def frame_times(setup: Setup, config: ModelConfig, steps: int, videos: int) -> list[float]:
     """Milliseconds of a frame after the first of several videos at once, from image to segments and tracks."""
-    predictor = predictor_of(setup, config, first_steps=1, steps=steps)
+    predictor = predictor_of(setup, config, first_steps=steps, steps=steps)
     images = torch.zeros(videos, 3, *predictor.image_size, dtype=torch.uint8)
     contents = [predictor.mask_size] * videos
     states = [dataclasses.replace(predictor.state, video=v) for v in range(videos)]

