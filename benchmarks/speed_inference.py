@@ -59,7 +59,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         def step():
             return model.predict(i["x"], i["t"], condition)
 
-        def steps():
+        def all_steps():
             for _ in times:
                 step()  # not kept, as the loop does not keep it: memory that is new each time is slower
 
@@ -79,7 +79,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         average = predictor.config.average_classes
         loop = {
             "loop": lambda: predictor.sampling(model, "ddim", condition, i["x"], times, None, average),
-            "steps": steps,
+            "steps": all_steps,
             "steps and estimates": steps_and_estimates,
         }
         looped = in_turn(loop, setup, longer=4)  # small differences

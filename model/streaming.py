@@ -29,6 +29,7 @@ from model.loop import GraphedSampling, cast_weights, fold_norms, sample
 from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance, follow, merged
+from model.unet import Condition
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,46 @@ def stream_step(
     features = model.encode(images, mask_size)
     history = None if first else model.history_bits(*_history(states, c, mask_size, device))
 
-    def look(history: Tensor | None, steps: int, *key: int) -> Tensor:
-        """The answer under the image and a history, from noise of (seed, video, frame)."""
-        generators = [seeded(device, config.seed, s.video, s.frame, *key) for s in states]
+    def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
+        """The answers under each (history, key), side by side, from noise of (seed, video, frame, key)."""
+        generators = [seeded(device, config.seed, s.video, s.frame, *key) for _, key in looks for s in states]
 
         def noise() -> Tensor:
             drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
             return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
 
-        condition, times = model.condition(features, history), sampling_times(steps, config.time_difference)
-        return sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
+        condition = Condition.batch([model.condition(features, past) for past, _ in looks])
+        times = sampling_times(steps, config.time_difference)
+        output = sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
+        return output.chunk(len(looks))
 
     # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
-    output = look(history, config.first_steps if first else config.steps - config.fresh_steps)
-    told = None
-    if config.fresh_steps and not first:
-        told = _host(c, _candidates(model, output)[2:])[:, 0]
-        classes = class_logits(c, output).clone()
-        output = look(None, config.fresh_steps, 1)
+    steps = config.first_steps if first else config.steps - config.fresh_steps
+    known, anew, told = (history, ()), (None, (1,)), None
+    if first or not config.fresh_steps:
+        (output,) = look(steps, known)
+    else:
+        answers = look(steps, known, anew) if steps == config.fresh_steps else look(steps, known)
+        told = _host(c, _candidates(model, answers[0])[2:])[:, 0]
+        classes = class_logits(c, answers[0]).clone()
+        output = answers[1] if len(answers) == 2 else look(config.fresh_steps, anew)[0]
         if config.average_classes:
             class_logits(c, output).add_(classes).mul_(0.5)
 
-    # Codes to the host, then segments and tracks
+    return _tracked(model, output, told, contents, states, config)
+
+
+def _tracked(
+    model: Pix2SeqD,
+    output: Tensor,
+    told: np.ndarray | None,
+    contents: Sequence[tuple[int, int]],
+    states: Sequence[StreamState],
+    config: StreamConfig,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
+    """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
+    the answer with history, where `output` is one without."""
+    c = model.config
     maps = _candidates(model, output)
     masses = _slot_masses(model, output, maps[2], contents) if config.merge else None
     answers = _host(c, maps)

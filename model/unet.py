@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from model.encoder import Features
 from model.layers import (
@@ -35,6 +36,11 @@ class Condition(NamedTuple):
     first: Tensor
     cross: list[tuple[Tensor, Tensor]]
     detail: Tensor | None = None
+
+    @staticmethod
+    def batch(parts: Sequence["Condition"]) -> "Condition":
+        """Several as one, in order."""
+        return tree_map(lambda *maps: None if maps[0] is None else torch.cat(maps), *parts)
 
 
 class Modulation(NamedTuple):

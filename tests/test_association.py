@@ -150,15 +150,16 @@ def drawn_logits(model, raw):
     return output
 
 
-def test_a_second_look_undoes_what_the_history_merged():
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_second_look_undoes_what_the_history_merged(steps):
     model = lively_model()
     two, one = answer(car(5, 2), car(6, 8)), answer(car(5, 2, width=12))
     given = []
 
     def sampling(model, sampler, condition, x, times, noise, average_classes):
-        given.append((len(times), x))
-        without = torch.equal(condition.first, blank.first)
-        return drawn_logits(model, two if without else one)
+        given.extend((len(times), noise) for noise in x)
+        without = [torch.equal(first, blank.first[0]) for first in condition.first]
+        return torch.cat([drawn_logits(model, two if w else one) for w in without])
 
     image = torch.zeros(1, 3, *CONFIG.image_size)
     with torch.inference_mode():
@@ -167,11 +168,12 @@ def test_a_second_look_undoes_what_the_history_merged():
     ids = {}
     for fresh in (False, True):
         given.clear()
-        states, config = [StreamState(0)], StreamConfig(3, 3, fresh=fresh, min_area=1)
+        states, config = [StreamState(0)], StreamConfig(3, steps, fresh=fresh, min_area=1)
         for _ in range(3):
             ((_, track),), states = stream_step(model, image, [CONTENT], states, config, sampling=sampling)
         ids[fresh] = (track[3, 3], track[3, 12])
-        assert [n for n, _ in given] == ([3, 1, 2, 1, 2] if fresh else [3, 3, 3])
+        later = [1, steps - 1] if fresh else [steps]  # two looks of one step each are made side by side
+        assert [n for n, _ in given] == [3, *later, *later]
         assert len({float(x.sum()) for _, x in given}) == len(given)  # each look has noise of its own
     assert ids == {False: (1, 1), True: (1, 2)}
 
@@ -183,8 +185,9 @@ def test_settings_out_of_range():
     assert StreamConfig(fresh=False).fresh_steps == 0
 
 
-def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look():
-    predictor = VideoPredictor(lively_model(), StreamConfig(2, 3, min_area=1), "cpu", "no")
+@pytest.mark.parametrize("steps", [2, 3])
+def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look(steps):
+    predictor = VideoPredictor(lively_model(), StreamConfig(2, steps, min_area=1), "cpu", "no")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 4, *CONFIG.image_size, 3), dtype=np.uint8)
     together, states = [], [StreamState(0), StreamState(1)]
