@@ -1,6 +1,6 @@
 """How fast, and where the time goes: one command, on a CPU or a GPU.
 
-    python benchmarks/speed.py                                         all sections; some 20 minutes on two cores
+    python benchmarks/speed.py                                         all sections; some 30 minutes on two cores
     python benchmarks/speed.py --quick                                 the same with few repetitions, to see it work
     python benchmarks/speed.py --preset tiny --sections inference files
     python benchmarks/speed.py --json before.json --markdown page.md   keep the figures, and as a page
