@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from model.diffusion import Times
 from model.geometry import content_size
+from model.loop import sample
+from model.pix2seq_d import Pix2SeqD
 from model.streaming import Panoptic, StreamState, VideoPredictor
+from model.unet import Condition
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,34 @@ def denoising_steps(
     both the same as `predictor.step` gives; the predictor's own state stays as it is. Raises ValueError for a frame
     that is none.
     """
-    model, steps = predictor.model, []
+    looks: list[list[DenoisingStep]] = []
+    plain = predictor.sampling
     height, width = content_size(np.asarray(frame).shape[:2], predictor.mask_size)
 
-    def record(_module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        noisy, time = inputs[:2]
-        semantic, slot = (m[0, :height, :width].cpu().numpy() for m in model.answer(output.float()))
-        bits = noisy[0, :, :height, :width].float().cpu().numpy()
-        semantic = (semantic.astype(np.int16) - 1).astype(np.uint8)
-        fresh = bool(steps) and (steps[-1].fresh or float(time[0]) == 1)  # each look begins at time 1
-        steps.append(DenoisingStep(float(time[0]), bits, semantic, slot.astype(np.int32), fresh))
+    def recording(model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, *rest: Any) -> Tensor:
+        """`sample`, and a record of each of its steps: of one look, or of two side by side."""
+        left, before = iter(times), len(looks)
+        looks.extend([] for _ in x)
 
-    handle = model.denoiser.register_forward_hook(record)
+        def record(_module: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            now, _ = next(left)
+            codes, slots = model.answer(output.float())
+            for n, (noisy, *maps) in enumerate(zip(inputs[0], codes, slots, strict=True)):
+                semantic, slot = (m[:height, :width].cpu().numpy() for m in maps)
+                semantic = (semantic.astype(np.int16) - 1).astype(np.uint8)
+                bits = noisy[:, :height, :width].float().cpu().numpy()
+                step = DenoisingStep(now, bits, semantic, slot.astype(np.int32), fresh=before + n > 0)
+                looks[before + n].append(step)
+
+        handle = model.denoiser.register_forward_hook(record)
+        try:
+            return sample(model, sampler, condition, x, times, *rest)
+        finally:
+            handle.remove()
+
+    predictor.sampling = recording
     try:
         (answer,), (after,) = predictor.step([frame], [state or StreamState(predictor.state.video)])
     finally:
-        handle.remove()
-    return steps, answer, after
+        predictor.sampling = plain
+    return [step for look in looks for step in look], answer, after

@@ -1,5 +1,6 @@
 """Drawing: colours that stay and stay apart, text inside the pictures, errors; and looking into the sampler."""
 
+import dataclasses
 import json
 import time
 
@@ -305,6 +306,11 @@ def test_denoising_steps_are_those_of_the_prediction():
     steps, answer, state = denoising_steps(predictor, frames[0])
     later, _, _ = denoising_steps(predictor, frames[1], state)
     assert [s.time for s in steps] == [1.0, 0.75, 0.5, 0.25] and [s.time for s in later] == [1.0, 1.0, 0.5]
+    predictor.config = dataclasses.replace(predictor.config, steps=2)  # both looks side by side
+    beside, _, _ = denoising_steps(predictor, frames[1], state)
+    assert [(s.time, s.fresh) for s in beside] == [(1.0, False), (1.0, True)]
+    for one, other in zip(beside, later, strict=False):  # the same noise, and a first answer that has nothing before it
+        assert (one.noisy_bits == other.noisy_bits).all() and (one.semantic == other.semantic).all()
     assert not any(s.fresh for s in steps) and [s.fresh for s in later] == [False, True, True]
     assert steps[0].noisy_bits.shape == (10, 16, 26) and steps[0].semantic.shape == (16, 26)
     assert abs(steps[0].noisy_bits.std() - 1) < 0.1
