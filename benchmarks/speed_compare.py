@@ -29,7 +29,7 @@ from benchmarks.speed_timing import (
     ratio_row,
     row,
 )
-from benchmarks.speed_training import CPU_BATCH, Stepper, clips, loader_rates, rendered, repeat
+from benchmarks.speed_training import Stepper, batch_of, clips, loader_rates, rendered, repeat
 from data import predictions
 from model import ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model.diffusion import SAMPLERS, LossConfig, denoiser_of
@@ -217,7 +217,7 @@ def compiling_training(setup: Setup, preset: str) -> Row:
     """torch.compile of the whole network in training, of one batch again and again."""
     config = config_of(preset, setup.image_size)
     _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
-    size = setup.batch_size or CPU_BATCH[preset]
+    size = batch_of(setup, preset, training)
     stream = clips(rendered(setup.folder, config), config, varied)
     batch = torch.utils.data.default_collate([stream[n] for n in range(size)])
     eager, compiled = (

@@ -56,31 +56,28 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         features = model.encode(i["image"])
         condition = model.condition(features, i["history"])
 
-        def step():
-            return model.predict(i["x"], i["t"], condition)
+        # What the loop is compared with takes its times embedded, as the loop's steps do, and keeps no output, as the
+        # loop keeps none: memory that is new each time is slower
+        modulation = model.modulation(torch.tensor([now for now, _ in times], device=predictor.device))
 
-        def all_steps():
-            for _ in times:
-                step()  # not kept, as the loop does not keep it: memory that is new each time is slower
-
-        def steps_and_estimates():
-            for k, _ in enumerate(times):
-                output = step()
-                if k < len(times) - 1:
+        def all_steps(estimates: bool) -> None:
+            for k in range(len(times)):
+                output = model.predict(i["x"], modulation.at(k), condition)
+                if estimates and k < len(times) - 1:
                     model.estimate(output)
 
         parts = {
             "encoder": lambda: model.encode(i["image"]),
             "conditions, once a frame": lambda: model.condition(features, i["history"]),
-            "denoiser, a step": step,
+            "denoiser, a step": lambda: model.predict(i["x"], i["t"], condition),
         }
         measured = in_turn(parts, setup)
         work = {name: gflops(call) for name, call in parts.items()}
         average = predictor.config.average_classes
         loop = {
             "loop": lambda: predictor.sampling(model, "ddim", condition, i["x"], times, None, average),
-            "steps": all_steps,
-            "steps and estimates": steps_and_estimates,
+            "steps": lambda: all_steps(estimates=False),
+            "steps and estimates": lambda: all_steps(estimates=True),
         }
         looped = in_turn(loop, setup, longer=4)  # small differences
     rows = [Row(f"{preset}: parameters", parameters(model), "M", note=sizes(c))]
@@ -93,7 +90,7 @@ def network(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
         shares = [100 * (loop / alone - 1) for loop, alone in zip(looped["loop"], looped[part], strict=True)]
         return Row(f"{preset}: {name}", statistics.median(shares), "%", min(shares), max(shares), note, len(shares))
 
-    note = f"{steps} steps, DDIM, mean of the classes; each step alone embeds its own time; target below 5"
+    note = f"{steps} steps, DDIM, mean of the classes; target below 5"
     rows.append(beyond("sampling loop beyond the denoiser", "steps and estimates", note))
     note = "the denoiser without its last softmax, by which the estimates of x0 are made"
     rows.append(beyond("sampling loop beyond the network", "steps", note))

@@ -171,11 +171,16 @@ def repeat(setup: Setup, step, warm_up: int = 1) -> list[dict[str, float]]:
     return done
 
 
+def batch_of(setup: Setup, preset: str, training: TrainingConfig) -> int:
+    """How many samples a training step is measured with."""
+    return setup.batch_size or (training.batch_size if setup.cuda else CPU_BATCH[preset])
+
+
 def _steps(setup: Setup, preset: str) -> tuple[list[dict[str, float]], float, int]:
     """The marks of a preset's training steps, their work in GFLOP, and their batch; called in a process of its own."""
     config = config_of(preset, setup.image_size)
     _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
-    batch = setup.batch_size or (training.batch_size if setup.cuda else CPU_BATCH[preset])
+    batch = batch_of(setup, preset, training)
     samples = clips(rendered(setup.folder, config), config, varied)
     batches = loader(samples, batch, workers=0 if setup.quick else 1, pin=setup.cuda)
     stepper = Stepper(setup, build(config)[0], training, loss, batch)

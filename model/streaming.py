@@ -22,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from model import checkpoint as checkpoints
+from model.answers import candidates, slot_masses, to_host
 from model.diffusion import SAMPLERS, class_logits, seeded
 from model.geometry import content_size, fit_frame, restore
 from model.hub import HubMixin
 from model.loop import GraphedSampling, cast_weights, fold_norms, sample
-from model.pix2seq_d import FIRST_THING, MAX_PIXELS, NUM_CLASSES, ConfigError, ModelConfig, Pix2SeqD
+from model.pix2seq_d import FIRST_THING, MAX_PIXELS, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance, follow, merged
 from model.unet import Condition
@@ -130,12 +131,12 @@ def stream_step(
 
     # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
     steps = config.first_steps if first else config.steps - config.fresh_steps
-    known, anew, told = (history, ()), (None, (1,)), None
+    followed, anew, told = (history, ()), (None, (1,)), None
     if first or not config.fresh_steps:
-        (output,) = look(steps, known)
+        (output,) = look(steps, followed)
     else:
-        answers = look(steps, known, anew) if steps == config.fresh_steps else look(steps, known)
-        told = _host(c, _candidates(model, answers[0])[2:])[:, 0]
+        answers = look(steps, followed, anew) if steps == config.fresh_steps else look(steps, followed)
+        told = to_host(c, candidates(model, answers[0])[2:])[:, 0]
         classes = class_logits(c, answers[0]).clone()
         output = answers[1] if len(answers) == 2 else look(config.fresh_steps, anew)[0]
         if config.average_classes:
@@ -155,9 +156,9 @@ def _tracked(
     """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
     the answer with history, where `output` is one without."""
     c = model.config
-    maps = _candidates(model, output)
-    masses = _slot_masses(model, output, maps[2], contents) if config.merge else None
-    answers = _host(c, maps)
+    maps = candidates(model, output)
+    masses = slot_masses(model, output, maps[2], contents) if config.merge else None
+    answers = to_host(c, maps)
     results, following = [], []
     for n, (answer, content, state) in enumerate(zip(answers, contents, states, strict=True)):
         if masses is not None:
@@ -173,11 +174,6 @@ def _tracked(
         results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
         following.append(after)
     return results, following
-
-
-def _host(config: ModelConfig, maps: Sequence[Tensor]) -> np.ndarray:
-    """Maps of codes and slots, (B, h, w) each, as one array (B, maps, h, w) in the host's memory."""
-    return torch.stack(tuple(maps), dim=1).to(torch.uint8 if config.slots <= 256 else torch.int32).cpu().numpy()
 
 
 def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
@@ -197,49 +193,6 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
     semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
     nameless = (semantic > FIRST_THING) & (slot == 0)
     return [semantic, slot, known, known & ~nameless]
-
-
-def _candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
-    """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
-    (B, h, w). Elsewhere the second is the first and the third is 0.
-
-    `max` and not `argmax`, which is 3 times slower on a CPU.
-    """
-    c = model.config
-    if c.loss != "softmax" or len(c.code_bits) != 2:
-        semantic, slot = model.answer(output)
-        return [semantic, semantic, slot]
-    codes, slots = output.permute(0, 2, 3, 1).split(c.code_sizes, dim=-1)  # (B, h, w, codes)
-    codes = codes[..., 1:]  # void is never an answer
-    semantic = codes.max(dim=-1).indices + 1
-    untracked = torch.ones(NUM_CLASSES + 1, dtype=torch.bool, device=output.device)
-    untracked[[t + 1 for t in c.tracked]] = False
-    tracked = ~untracked[semantic]
-    other, slot = semantic.clone(), torch.zeros_like(semantic)
-    other[tracked] = codes[tracked].masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
-    slot[tracked] = slots[tracked][:, 1:].max(dim=-1).indices + 1
-    return [semantic, other, slot]
-
-
-FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
-
-
-def _slot_masses(
-    model: Pix2SeqD, output: Tensor, slot: Tensor, contents: Sequence[tuple[int, int]]
-) -> np.ndarray | None:
-    """The probabilities of all slots but 0, summed over the pixels of each likeliest slot (B, h, w) within the
-    content: (B, slots, slots). None where the model gives no probabilities of slots."""
-    c = model.config
-    if c.loss != "softmax" or len(c.code_bits) != 2:
-        return None
-    logits = output.permute(0, 2, 3, 1)[..., c.code_sizes[0] :]  # (B, h, w, slots)
-    masses = torch.zeros(len(slot), c.slots, c.slots, dtype=torch.int64, device=output.device)
-    for mass, likeliest, values, (height, width) in zip(masses, slot, logits, contents, strict=True):
-        likeliest, values = likeliest[:height, :width], values[:height, :width]
-        here = likeliest > 0
-        share = values[here][:, 1:].float().softmax(dim=-1)
-        mass[:, 1:].index_add_(0, likeliest[here], (share * FIXED).round().long())
-    return masses.cpu().numpy() / FIXED
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def advance(
     min_area: int,
     max_gap: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, StreamState]:
-    """From the raw answer (3, h, w) of `_candidates` to segments, tracks and the next state.
+    """From the raw answer (3, h, w) of `answers.candidates` to segments, tracks and the next state.
 
     A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
     of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
@@ -178,7 +178,7 @@ def follow(
 ) -> tuple[np.ndarray, StreamState]:
     """A fresh answer with its segments in the slots of the tracks that they are, and the state that has them there.
 
-    answer: (3, h, w) of `_candidates`, made without history, so that its slots say nothing of tracks; told: slots
+    answer: (3, h, w) of `answers.candidates`, without history, so that its slots say nothing of tracks; told: slots
     (h, w) of the answer with history, None where there is none. A segment that is no track yet keeps its slot, or takes
     the one that no track has had for longest. The answer and the state are for `advance`; the given ones stay.
     """

@@ -16,7 +16,7 @@ CONTENT = (H, W)
 
 
 def answer(*objects):
-    """The raw answer of `_candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
+    """The raw answer of `candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
     semantic, slot = np.full((H, W), ROAD, np.uint8), np.ones((H, W), np.uint8)
     for code, s, y, x, height, width in objects:
         semantic[y : y + height, x : x + width], slot[y : y + height, x : x + width] = code, s

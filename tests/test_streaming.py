@@ -12,8 +12,9 @@ from small import CONFIG, lively_model
 from data import transforms
 from data.clips import ClipFormat, Clips
 from model import ConfigError, StreamConfig, VideoPredictor
+from model.answers import candidates, slot_masses
 from model.geometry import content_size, fit_frame, restore
-from model.streaming import _candidates, _history, _slot_masses, scaled_sizes, stream_step
+from model.streaming import _history, scaled_sizes, stream_step
 from model.tracking import StreamState, adopt, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
@@ -22,7 +23,7 @@ CONTENT = (H, W)
 
 
 def answer(*objects, background=ROAD, other=SKY):
-    """The raw answer of `_candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
+    """The raw answer of `candidates`, (3, h, w), with rectangles (code, slot, top, left, height, width)."""
     semantic, slot = np.full((H, W), background, np.uint8), np.zeros((H, W), np.uint8)
     for code, s, y, x, height, width in objects:
         semantic[y : y + height, x : x + width], slot[y : y + height, x : x + width] = code, s
@@ -158,14 +159,14 @@ def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_i
     logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
     logits[0, 0, 0, :] = 8.0  # void: never an answer
     logits[0, [20, 20 + 5, 20 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
-    maps = _candidates(model, logits)
+    maps = candidates(model, logits)
     semantic, other, slot = (m[0, 0].tolist() for m in maps)
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
-    (mass,) = _slot_masses(model, logits, maps[2], [(1, 3)])
+    (mass,) = slot_masses(model, logits, maps[2], [(1, 3)])
     first, second = torch.tensor([6.0, 1]).softmax(0).tolist()  # of two slots; the others are next to nothing
     assert mass[[5, 5, 9, 9], [5, 9, 5, 9]] == pytest.approx([first, second, second, first], abs=1e-3)
     assert mass.sum() == pytest.approx(2, abs=1e-3) and mass[:, 0].sum() == 0
-    (inside,) = _slot_masses(model, logits, maps[2], [(1, 2)])  # the last pixel is padding
+    (inside,) = slot_masses(model, logits, maps[2], [(1, 2)])  # the last pixel is padding
     assert inside[5] == pytest.approx(mass[5]) and inside.sum() == pytest.approx(1, abs=1e-3)
 
 
