@@ -67,7 +67,7 @@ OPTIONS = {
     "machine": [
         cli.Option("device", "auto", "where to compute", ("auto", "cuda", "cpu")),
         cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
-        cli.Option("image_size", None, "size that frames are fitted into; none: the model's", kind=int, nargs=2),
+        cli.Option("image_size", None, "size whose area frames are brought to; none: the model's", kind=int, nargs=2),
         cli.Option("batch_videos", 1, "videos predicted side by side"),
         cli.Option("compile", False, "the network compiled, on a GPU (on a CPU it does not pay); not yet run on one"),
         cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU; not yet run on one"),
@@ -254,7 +254,7 @@ class Job:
                 self.state.next_track = 1
             if self.done < self.args.use_frames_before:
                 semantic, track = self.output.given(frame, image)
-                self.state = adopt(self.state, semantic, track, predictor.model.config, predictor.mask_size)
+                self.state = adopt(self.state, semantic, track, predictor.model.config, predictor.sizes(image)[1])
                 self.finish_frame(frame, image, (semantic, track))
                 continue
             return frame, image

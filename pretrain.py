@@ -26,10 +26,11 @@ OPTIONS = recipe.options(
 # tiny: from scratch, on a CPU.
 RECIPES = {
     "tiny": {
-        "steps": 2_000, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "warmup": 30, "ema_decay": 0.998,
-        "time_power": 3.0, "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
-        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 4,
-        "corruption_coarse": 12,
+        "steps": 6_000, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "backbone_lr": 0.06, "warmup": 50,
+        "ema_decay": 0.998, "time_power": 3.0, "loss_stride": 3, "stuff_by_class": True, "instance_weight": 0.3,
+        "slot_order": "position", "scale_range": (0.7, 2.2), "focus": 0.5, "paste": 0.5,
+        "synthetic_history": 0.5, "history_corruption": 0.5, "corruption_shift": 4, "corruption_coarse": 12,
+        "corruption_split": 0.1, "corruption_merge": 0.1,
     },
     "small": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999},
     "base": {"steps": 30_000, "batch_size": 16, "lr": 1e-4, "warmup": 500, "ema_decay": 0.999, "recompute": True},

@@ -24,20 +24,20 @@ from accelerate.utils import (
 )
 
 import cli
-from data.backbones import backbone_file
+from data.backbones import backbone_file, default_weights
 from data.cache import Cached
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig
 from data.frames import FrameSource, count_gaps
-from data.labels import CLASS_NAMES
+from data.labels import CLASS_NAMES, DataError
 from data.mixture import TrainingStream
 from data.registry import DATASETS
 from folders import sole_writer
 from heldout import HeldOut
 from model import PRESETS, CheckpointError, ConfigError, ModelConfig, Pix2SeqD
 from model import checkpoint as checkpoints
+from model.backbones import load_backbone
 from model.diffusion import LossConfig
-from model.encoder import load_backbone
-from model.streaming import config_of, model_for, precision, scaled_sizes
+from model.streaming import checked_size, config_of, model_for, precision
 from model.training import TrainingConfig, fit
 from rollout import predicted_history
 
@@ -54,7 +54,9 @@ def options(dataset: tuple[str, ...], data_root_help: str, results_folder: str) 
             cli.Option("preset", "small", "size of the model, with the defaults that suit it", choices=tuple(PRESETS)),
             cli.Option("results_folder", Path(results_folder), "checkpoints, log.jsonl and pictures", kind=Path),
             cli.Option("init", None, "checkpoint to take weights from, where there is nothing to resume", kind=Path),
-            cli.Option("backbone_weights", "coco", "coco, imagenet, none or a file"),
+            cli.Option(
+                "backbone_weights", "auto", "auto, coco, imagenet, none or a file; auto: those that are at hand"
+            ),
             cli.Option("dry_run", False, "print the resolved configuration and stop"),
             cli.Option("quiet", False, "no progress bar"),
             cli.Option(
@@ -92,12 +94,12 @@ def parse(doc: str, groups: dict[str, list[cli.Option]], recipes: dict[str, dict
     defaults = preset_configs(preset if preset in PRESETS else "small", recipes, named.dataset or ())
     parser = cli.Parser(doc)
     cli.add_options(parser, groups)
-    if preset == "tiny":  # whose ResNet has no published weights
-        parser.set_defaults(backbone_weights="none")
     for config in defaults:
         cli.add_dataclass(parser, config, skip=("backbone_norm", "tracked"))
     args = parser.parse_args()
     args.configs = [dataclasses.replace(config, **cli.given(args, type(config))) for config in defaults]
+    if args.backbone_weights == "auto":
+        args.backbone_weights = default_weights(args.configs[0].backbone)
     return args
 
 
@@ -184,8 +186,7 @@ def _run(args: argparse.Namespace, model_config: ModelConfig, accelerator: Accel
     # Validation and pictures
     validate, picture = None, None
     if args.validate_videos:
-        first = open_sources(args, model.config, "val", count=1)[0]
-        held_out = HeldOut(first, args, folder, accelerator)
+        held_out = HeldOut(validation_source(args, model.config), args, folder, accelerator)
         validate, picture = held_out.validate, held_out.picture
 
     # Fit
@@ -266,7 +267,7 @@ def resolve_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfig:
     changes: dict[str, Any] = {"backbone_norm": "frozen_batch" if pretrained else "group"}
     if args.image_size and not args.mask_size:
         preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch)
-        changes["mask_size"] = scaled_sizes(preset, tuple(args.image_size))[1]
+        changes["mask_size"] = preset.mask_for(checked_size(args.image_size))
     return dataclasses.replace(config, **changes)
 
 
@@ -334,19 +335,29 @@ def fitted(stored: dict[str, Any], config: ModelConfig, args: argparse.Namespace
     return fitting
 
 
-def open_sources(
-    args: argparse.Namespace, config: ModelConfig, split: str, count: int | None = None
-) -> list[FrameSource]:
-    """The first `count` data sets of the command line; each takes the root at its place, or its default one."""
-    roots = args.data_root or [None] * len(args.dataset)
-    sources = []
-    for name, root in list(zip(args.dataset, roots, strict=True))[:count]:
-        options: dict[str, Any] = {}
-        if name == "streets":  # rendered, at the size that is asked for
-            videos = args.streets_videos if split == "train" else args.validate_videos
-            options = {"videos": videos, "image_size": tuple(config.image_size)}
-        sources.append(DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options))
-    return sources
+def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
+    """The data sets of the command line; each takes the root at its place, or its default one."""
+    return [open_source(n, args, config, split) for n in range(len(args.dataset))]
+
+
+def open_source(n: int, args: argparse.Namespace, config: ModelConfig, split: str) -> FrameSource:
+    name, root = args.dataset[n], args.data_root[n] if args.data_root else None
+    options: dict[str, Any] = {}
+    if name == "streets":  # rendered, at the size that is asked for
+        videos = args.streets_videos if split == "train" else args.validate_videos
+        options = {"videos": videos, "image_size": tuple(config.image_size)}
+    return DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options)
+
+
+def validation_source(args: argparse.Namespace, config: ModelConfig) -> FrameSource:
+    """The first data set of the command line that has a split `val`. Raises DataError where none has."""
+    reasons = []
+    for n in range(len(args.dataset)):
+        try:
+            return open_source(n, args, config, "val")
+        except DataError as error:
+            reasons.append(str(error))
+    raise DataError(f"there is nothing to validate on ({reasons[0]}); --validate_videos 0 trains without validation")
 
 
 def describe(args: argparse.Namespace, *configs: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ with cli.imports():
     from data.inputs import find_sequences
     from data.labels import DataError, write_panoptic
     from model import VideoPredictor
-    from model.geometry import content_size, fit_frame, restore
+    from model.geometry import fit_frame, nearest
 
 OPTIONS = {
     "files": [
@@ -92,18 +92,16 @@ class Tracker:
 
 @torch.inference_mode()
 def semantic_map(predictor: VideoPredictor, image: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """trainIds uint8 (h, w) of a frame uint8 (H, W, 3): one denoising step from noise, no history; padding is 255."""
-    model, device, mask_size = predictor.model, predictor.device, predictor.mask_size
+    """trainIds uint8 (h, w) of a frame uint8 (H, W, 3): one denoising step from noise, no history."""
+    model, device = predictor.model, predictor.device
+    image_size, mask_size = predictor.sizes(image)
     x = torch.randn(1, model.config.bits, *mask_size, generator=generator).to(device)
-    frame = fit_frame(image, predictor.image_size)[None].to(device).float() / 255
+    frame = fit_frame(image, image_size)[None].to(device).float() / 255
     with torch.autocast(device.type, predictor.dtype, enabled=predictor.dtype is not None):
         history = torch.zeros(1, model.config.bits * len(model.config.history_offsets), *mask_size, device=device)
         condition = model.condition(model.encode(frame, mask_size), history)
         semantic, _ = model.answer(model.predict(x, torch.ones(1, device=device), condition))
-    height, width = content_size(image.shape[:2], mask_size)
-    result = np.full(mask_size, 255, np.uint8)
-    result[:height, :width] = (semantic[0, :height, :width] - 1).cpu().numpy()
-    return result
+    return (semantic[0] - 1).cpu().numpy().astype(np.uint8)
 
 
 def main() -> None:
@@ -120,7 +118,7 @@ def main() -> None:
             semantic = semantic_map(predictor, image, generator)
             track = tracker(semantic, predictor.model.config.tracked, args.min_area)
             size = image.shape[:2]
-            write_panoptic(args.output_folder / frame.output, restore(semantic, size), restore(track, size))
+            write_panoptic(args.output_folder / frame.output, nearest(semantic, size), nearest(track, size))
 
 
 if __name__ == "__main__":

@@ -86,13 +86,12 @@ def _frames(setup: Setup, reference: EarlierDesign, ours: VideoPredictor):
         return SAMPLERS["ddim"](denoiser_of(reference, condition), i["x"], times, lambda: i["x"])
 
     pictures = torch.zeros(1, 3, *ours.image_size, dtype=torch.uint8)
-    contents = [ours.mask_size]
-    _, states = ours.predict(pictures, contents, [ours.state])
+    _, states = ours.predict(pictures, [ours.state])
     measured = in_turn(
         {
             "encoder": lambda: reference.encode(i["image"]),
             "sample": sample,
-            "ours": lambda: ours.predict(pictures, contents, states),
+            "ours": lambda: ours.predict(pictures, states),
         },
         setup,
         warm_up=1,
@@ -293,11 +292,10 @@ def side_by_side(setup: Setup, preset: str, videos: int = 2) -> Row:
     predictor = predictor_of(setup, config_of(preset, setup.image_size))
     one = torch.zeros(1, 3, *predictor.image_size, dtype=torch.uint8)
     states = [dataclasses.replace(predictor.state, video=v) for v in range(videos)]
-    contents = [predictor.mask_size] * videos
-    _, states = predictor.predict(one.expand(videos, -1, -1, -1), contents, states)
+    _, states = predictor.predict(one.expand(videos, -1, -1, -1), states)
     calls = {
-        "apart": lambda: [predictor.predict(one, contents[:1], [state]) for state in states],
-        "together": lambda: predictor.predict(one.expand(videos, -1, -1, -1), contents, states),
+        "apart": lambda: [predictor.predict(one, [state]) for state in states],
+        "together": lambda: predictor.predict(one.expand(videos, -1, -1, -1), states),
     }
     times = in_turn(calls, setup, warm_up=1)
     note = f"--batch_videos: {StreamConfig().steps} steps"

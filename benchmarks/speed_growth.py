@@ -65,7 +65,6 @@ def frame_times(setup: Setup, config: ModelConfig, steps: int, videos: int) -> l
     """Milliseconds of a frame after the first of several videos at once, from image to segments and tracks."""
     predictor = predictor_of(setup, config, first_steps=steps, steps=steps)
     images = torch.zeros(videos, 3, *predictor.image_size, dtype=torch.uint8)
-    contents = [predictor.mask_size] * videos
     states = [dataclasses.replace(predictor.state, video=v) for v in range(videos)]
-    _, states = predictor.predict(images, contents, states)
-    return in_turn({"frame": lambda: predictor.predict(images, contents, states)}, setup)["frame"]
+    _, states = predictor.predict(images, states)
+    return in_turn({"frame": lambda: predictor.predict(images, states)}, setup)["frame"]

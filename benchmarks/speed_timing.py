@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import PRESETS, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
-from model.streaming import precision, scaled_sizes
+from model.streaming import precision
 
 
 class Row(NamedTuple):
@@ -70,9 +70,10 @@ class Setup:
 
 def config_of(preset: str, image_size: Sequence[int] | None = None) -> ModelConfig:
     """A preset at an image size; the mask keeps its proportion. Norms as its training by default has them."""
-    image, mask = scaled_sizes(PRESETS[preset], image_size)
+    config = PRESETS[preset]
+    image = tuple(image_size or config.image_size)
     norm = "group" if preset == "tiny" else "frozen_batch"
-    return dataclasses.replace(PRESETS[preset], image_size=image, mask_size=mask, backbone_norm=norm)
+    return dataclasses.replace(config, image_size=image, mask_size=config.mask_for(image), backbone_norm=norm)
 
 
 def build(config: ModelConfig, weights: Path | None = None) -> tuple[Pix2SeqD, bool]:

@@ -38,6 +38,14 @@ FILES = {
     ),
 }
 NAMES = ("coco", "imagenet")
+CSPNET = Path(__file__).resolve().parents[1] / "results" / "pretrained" / "backbone-cspnet.pt"
+
+
+def default_weights(backbone: str) -> str:
+    """What `--backbone_weights auto` means: the shipped file, else COCO's or ImageNet's weights, else none."""
+    if backbone == "cspnet":
+        return str(CSPNET)
+    return next((source for source in NAMES if (source, backbone) in FILES), "none")
 
 
 def backbone_file(source: str, backbone: str, quiet: bool = False, **patience: float) -> Path:

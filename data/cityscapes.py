@@ -1,7 +1,7 @@
 """Cityscapes: single street images in which every pixel has a class and every thing an instance id.
 
 Layout:
-  <root>/leftImg8bit/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png
+  <root>/leftImg8bit/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png (or .jpg)
   <root>/gtFinePanopticParts/<split>/<city>/<city>_<seq>_<frame>_gtFinePanopticParts.tif   preferred
   <root>/gtFine/<split>/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png                 else
 or the zip archives of these folders, as csDownload leaves them, which are unpacked.
@@ -19,13 +19,14 @@ from data.labels import LABEL_TO_TRAIN, THINGS, DataError, open_image
 
 DEFAULT_ROOT = Path(__file__).resolve().parent / "Cityscapes"
 IMAGES, PARTS, FINE = "leftImg8bit", "gtFinePanopticParts", "gtFine"
-SUFFIX = {IMAGES: "_leftImg8bit.png", PARTS: "_gtFinePanopticParts.tif", FINE: "_gtFine_instanceIds.png"}
+SUFFIX = {PARTS: "_gtFinePanopticParts.tif", FINE: "_gtFine_instanceIds.png"}  # of label files
 ARCHIVES = {
     IMAGES: "leftImg8bit_trainvaltest.zip",
     PARTS: "gtFinePanopticParts_trainval.zip",
     FINE: "gtFine_trainvaltest.zip",
 }
-NAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit\.png")
+NAME = re.compile(r"(?P<key>.+)_leftImg8bit\.(png|jpe?g)", re.IGNORECASE)
+FRAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
 MAX_LABEL_ID = 33
 HOW_TO_GET_IT = (
     "`bash setup.sh cityscapes` downloads it (an account at the Cityscapes site is needed), or put "
@@ -96,21 +97,22 @@ def _unpacked(root: Path, name: str) -> bool:
 
 def _pair(image_folder: Path, label_folders: list[Path], labels_needed: bool) -> list[FrameRef]:
     """Images with their labels, ordered. Raises DataError for one without the other."""
-    images = {path.name.removesuffix(SUFFIX[IMAGES]): path for path in image_folder.glob(f"*/*{SUFFIX[IMAGES]}")}
+    named = ((NAME.fullmatch(path.name), path) for path in image_folder.glob("*/*") if not path.name.startswith("."))
+    images = {match["key"]: path for match, path in named if match}
     labels: dict[str, Path] = {}
     for folder in label_folders:
         suffix = SUFFIX[folder.parent.name]
-        for path in folder.glob(f"*/*{suffix}"):
+        for path in folder.glob(f"*/[!.]*{suffix}"):
             labels.setdefault(path.name.removesuffix(suffix), path)
     if labels_needed:
         for key in sorted(labels.keys() - images.keys())[:1]:
-            raise DataError(f"the label file {labels[key]} is there without its image {key}{SUFFIX[IMAGES]}")
+            raise DataError(f"the label file {labels[key]} is there without its image {key}_leftImg8bit.png (or .jpg)")
         for key in sorted(images.keys() - labels.keys())[:1]:
             where = " or ".join(str(f) for f in label_folders) or f"{image_folder.parents[1] / PARTS} (missing)"
             raise DataError(f"the image {images[key]} is there without a label file in {where}")
     frames = []
     for key, path in images.items():
-        match = NAME.fullmatch(path.name)
+        match = FRAME.fullmatch(key)
         sequence, number = (match["sequence"], int(match["number"])) if match else (key, 0)
         frames.append(FrameRef(sequence, number, path, labels.get(key) if labels_needed else None))
     return ordered(frames)

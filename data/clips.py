@@ -1,7 +1,7 @@
 """Clips: the image of a frame with the label maps of the frame and its history, as the tensors that a model takes.
 
-One rule for sizes: a frame is resized with its aspect kept to fit the image size and padded at the right and the
-bottom (`content_size`); its labels go to the mask size by the same geometry.
+One rule for sizes: a frame is scaled to the area of the image size times the jitter, and a crop of the image size is
+cut from it (`content_size`); its labels go to the mask size by the same geometry.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ from data.frames import FrameRef, FrameSource, history_index
 from data.history import HistoryConfig, assign_slots, corrupt
 from data.labels import NUM_CLASSES, VOID
 from data.own_history import OwnHistory, named_by_truth
+from data.paste import paste
 from data.transforms import (
     Augmentation,
     View,
     content_size,
+    crop_view,
     draw_color,
     draw_motion,
+    draw_thing,
     draw_view,
     view_image,
     view_labels,
@@ -94,9 +97,14 @@ class Clips(Dataset):
         fmt, augment = self.fmt, self.augment
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
-        view = draw_view(augment, size, fmt.image_size, generator) if augment else View()
-        color = draw_color(augment, generator) if augment else None
         moved = augment is not None and generator.random() < augment.synthetic_history
+        if augment is not None and (moved or not self.source.is_video) and generator.random() < augment.paste:
+            other = self.source.read(int(generator.integers(len(self))))
+            frame, semantic, instance = paste((frame, semantic, instance), other, generator)
+        view, color = crop_view(size, fmt.image_size), None
+        if augment is not None:
+            view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
+            color = draw_color(augment, generator)
 
         image = np.zeros((3, *fmt.image_size), np.uint8)
         height, width = content_size(size, fmt.image_size, view.zoom)
@@ -134,6 +142,17 @@ class Clips(Dataset):
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
             "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
         }
+
+    def _focus(
+        self, semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator
+    ) -> tuple[float, float] | None:
+        """The middle of a thing, in fractions of the frame, where the clip is one of the share for that."""
+        if generator.random() >= self.augment.focus:
+            return None
+        thing = draw_thing(semantic, instance, generator)
+        if thing is None:
+            return None
+        return tuple((n.mean() + 0.5) / size for n, size in zip(np.nonzero(thing), thing.shape, strict=True))
 
     def _take_own(
         self, i: int, classes: np.ndarray, ids: np.ndarray, view: View, unused: int, generator: np.random.Generator

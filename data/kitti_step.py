@@ -1,7 +1,7 @@
 """KITTI-STEP: driving videos in which every pixel has a class, and every person and car a track.
 
 Layout, as the archive on the Hugging Face hub unpacks:
-  <root>/kitti_out/video_sequence/{train,val,test}/<sequence>_<frame>_leftImg8bit.png
+  <root>/kitti_out/video_sequence/{train,val,test}/<sequence>_<frame>_leftImg8bit.png (or .jpg)
                                                    <sequence>_<frame>_panoptic.png    R = class, G * 256 + B = track
 Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.11859.
 """
@@ -25,7 +25,9 @@ ARCHIVE_SHA256 = "8a63817b76bf1b66ca8ccb0f13fdcdbf3921dcf7b4c0df586ca06965965ace
 UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly deflate; unpacking itself checks it exactly
 TOP_FOLDER = "kitti_out"  # in the archive
 
-NAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_(?P<kind>leftImg8bit|panoptic)\.png")
+NAME = re.compile(
+    r"(?P<sequence>[^.].*)_(?P<number>\d+)_((?P<image>leftImg8bit)\.(png|jpe?g)|panoptic\.png)", re.IGNORECASE
+)
 HOW_TO_GET_IT = (
     f"KITTI-STEP is the file {ARCHIVE} of the model repository {REPOSITORY} on the Hugging Face hub; without "
     f"--data_root it is downloaded ({ARCHIVE_SIZE / 1e9:.1f} GB, and {UNPACKED_SIZE / 1e9:.1f} GB to unpack it)"
@@ -81,9 +83,11 @@ def pair_frames(paths: Iterable[Path], labels_needed: bool = True) -> list[Frame
     for path in paths:
         if match := NAME.fullmatch(path.name):
             key = match["sequence"], match["number"]
-            (images if match["kind"] == "leftImg8bit" else labels)[key] = path
+            (images if match["image"] else labels)[key] = path
     for key in sorted(labels.keys() - images.keys())[:1]:
-        raise DataError(f"the label file {labels[key]} is there without its image {'_'.join(key)}_leftImg8bit.png")
+        raise DataError(
+            f"the label file {labels[key]} is there without its image {'_'.join(key)}_leftImg8bit.png (or .jpg)"
+        )
     if labels_needed:
         for key in sorted(images.keys() - labels.keys())[:1]:
             raise DataError(f"the image {images[key]} is there without its label file {'_'.join(key)}_panoptic.png")

@@ -5,11 +5,12 @@ bilinearly with antialiasing, labels by nearest neighbour at pixel centres.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
+from data.io.pixels import area_scale
 from data.labels import NUM_CLASSES, THINGS, VOID, DataError
 
 IS_THING = np.isin(np.arange(256), THINGS)
@@ -23,8 +24,10 @@ def _flag(default, text: str):
 class Augmentation:
     """How clips are varied in training. Raises ValueError for values outside their range."""
 
-    scale_range: tuple[float, float] = _flag((0.8, 1.5), "scale jitter, as factors of the size that fits the image")
+    scale_range: tuple[float, float] = _flag((0.8, 1.5), "scale jitter, as factors of the size by area")
     crop: bool = _flag(True, "cut a frame that is scaled too large at random, not in the middle")
+    focus: float = _flag(0.0, "share of crops around a thing that is drawn at random, all of them alike")
+    paste: float = _flag(0.0, "share of still clips with things of another frame pasted in")
     flip: float = _flag(0.5, "probability of mirroring the clip left to right")
     brightness: float = _flag(0.2, "brightness factor drawn from 1 +- this")
     contrast: float = _flag(0.2, "contrast factor drawn from 1 +- this")
@@ -35,11 +38,13 @@ class Augmentation:
     motion_zoom: float = _flag(0.03, "moved history: largest change of scale a frame, as a fraction")
     motion_rotation: float = _flag(1.0, "moved history: largest rotation a frame, in degrees")
     motion_object: float = _flag(0.1, "moved history: largest own shift of an object, as a fraction of its size")
+    motion_growth: float = _flag(0.05, "moved history: largest own change of an object's scale a frame, as a fraction")
 
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise DataError(f"scale_range must be two positive factors, the smaller one first, not {self.scale_range}")
-        for name in ("flip", "synthetic_history", "brightness", "contrast", "saturation", "motion_zoom"):
+        for name in ("focus", "paste", "flip", "synthetic_history", "brightness", "contrast", "saturation",
+                     "motion_zoom", "motion_growth"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} must be 0..1, not {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
@@ -52,11 +57,11 @@ class Augmentation:
 
 
 def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom: float = 1.0) -> tuple[int, int]:
-    """The (height, width) that a frame takes in a target: aspect kept, as large as fits, at the target's top left.
+    """The (height, width) that a frame takes in a crop of the target's size, at its top left; the rest is padding.
 
-    What is right of it and below is padding. With a zoom above 1 the frame overlaps and the size is the target's.
+    The frame is scaled to the target's area times zoom^2. Where it is larger than the target the crop cuts it.
     """
-    scale = min(target_size[0] / frame_size[0], target_size[1] / frame_size[1]) * zoom
+    scale = area_scale(frame_size, target_size) * zoom
     height, width = (min(t, max(1, round(f * scale))) for f, t in zip(frame_size, target_size, strict=True))
     return height, width
 
@@ -73,17 +78,42 @@ class View:
     flip: bool = False
 
 
-def draw_view(
-    augment: Augmentation, frame_size: tuple[int, int], image_size: tuple[int, int], generator: np.random.Generator
+def crop_view(
+    frame_size: tuple[int, int], image_size: tuple[int, int], zoom: float = 1.0, at: tuple[float, float] = (0.5, 0.5)
 ) -> View:
-    """Scale jitter (uniform in its logarithm), crop and flip."""
+    """The crop of the image size from a frame that is scaled by area times zoom. at: where it lies between the top left
+    corner (0, 0) and the lower right one (1, 1)."""
+    scale = area_scale(frame_size, image_size) * zoom
+    height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
+    return View(zoom, at[0] * (1 - height), at[1] * (1 - width), height, width)
+
+
+def draw_view(
+    augment: Augmentation,
+    frame_size: tuple[int, int],
+    image_size: tuple[int, int],
+    generator: np.random.Generator,
+    focus: tuple[float, float] | None = None,
+) -> View:
+    """Scale jitter (uniform in its logarithm), crop and flip. focus: a point (y, x) that the crop has to show, in
+    fractions of the frame."""
     low, high = (math.log(s) for s in augment.scale_range)
     zoom = math.exp(low + (high - low) * generator.random())
-    scale = min(image_size[0] / frame_size[0], image_size[1] / frame_size[1]) * zoom
-    height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
-    down, right = generator.random(2) if augment.crop else (0.5, 0.5)
-    flip = bool(generator.random() < augment.flip)
-    return View(zoom, down * (1 - height), right * (1 - width), height, width, flip)
+    at = tuple(generator.random(2)) if augment.crop else (0.5, 0.5)
+    view = crop_view(frame_size, image_size, zoom, at)
+    if focus is not None:
+        parts = (view.height, view.width)
+        top, left = (min(max(f - a * part, 0.0), 1 - part) for f, a, part in zip(focus, at, parts, strict=True))
+        view = replace(view, top=top, left=left)
+    return replace(view, flip=bool(generator.random() < augment.flip))
+
+
+def draw_thing(semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+    """One of the things with an id, each as likely as the other: bool (H, W); None where there is none."""
+    key = np.where(IS_THING[semantic], instance, 0)
+    ids = np.unique(key)
+    ids = ids[ids > 0]
+    return key == generator.choice(ids) if ids.size else None
 
 
 def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +199,7 @@ class Motion:
     zoom: float
     rotation: float  # radians
     object_shift: float  # largest, in fractions of an object's size
+    object_growth: float  # largest change of an object's scale, as a fraction
     seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
 
 
@@ -179,6 +210,7 @@ def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion
         zoom=float(1 + u[2] * augment.motion_zoom),
         rotation=math.radians(u[3] * augment.motion_rotation),
         object_shift=augment.motion_object,
+        object_growth=augment.motion_growth,
         seed=int(generator.integers(2**32)),
     )
 
@@ -203,7 +235,7 @@ def view_moved(
     flat = (_nearest(rows, fh) * fw + _nearest(columns, fw)).ravel()
     moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
     moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
-    if motion.object_shift > 0:
+    if motion.object_shift > 0 or motion.object_growth > 0:
         _move_objects(moved_semantic, moved_instance, motion, frames)
     return moved_semantic, moved_instance
 
@@ -223,23 +255,46 @@ def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float) -> None:
-    """Shift each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
+    """Shift and scale each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
     key = np.where(IS_THING[semantic], instance.astype(np.int64) * NUM_CLASSES + semantic, 0)
     key[instance == 0] = 0
     objects = []
     for k in np.unique(key[key > 0]):
         rows, columns = np.nonzero(key == k)
-        speed = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 2) * motion.object_shift
+        *speed, growth = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 3)
         # An object moves along the street more than up and down.
-        down, right = np.round(speed * (0.3, 1.0) * frames * math.sqrt(rows.size)).astype(int)
-        if down or right:
-            objects.append((rows, columns, down, right, semantic[rows[0], columns[0]], instance[rows[0], columns[0]]))
+        size = math.sqrt(rows.size)
+        down, right = (
+            v * share * motion.object_shift * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True)
+        )
+        scale = (1 + growth * motion.object_growth) ** frames
+        if max(abs(down), abs(right), abs(scale - 1) * size) >= 0.5:
+            objects.append(
+                (rows, columns, down, right, scale, semantic[rows[0], columns[0]], instance[rows[0], columns[0]])
+            )
     for rows, columns, *_ in objects:
         key[rows, columns] = -1
-    fill(semantic, instance, key == -1)
+    hole = key == -1
+    fill(semantic, instance, hole)
     # The lower an object stands, the nearer it is: painted last.
-    for rows, columns, down, right, label, identity in sorted(objects, key=lambda o: o[0].max()):
-        y, x = rows + down, columns + right
-        seen = (y >= 0) & (y < semantic.shape[0]) & (x >= 0) & (x < semantic.shape[1])
-        semantic[y[seen], x[seen]] = label
-        instance[y[seen], x[seen]] = identity
+    for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
+        y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)
+        semantic[y, x] = label
+        instance[y, x] = identity
+
+
+def _moved_pixels(
+    rows: np.ndarray, columns: np.ndarray, shift: tuple[float, float], scale: float, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an object scaled about the middle of its lower edge and shifted, within a map of a size."""
+    top, left = rows.min(), columns.min()
+    mask = np.zeros((rows.max() - top + 1, columns.max() - left + 1), bool)
+    mask[rows - top, columns - left] = True
+    foot, middle = rows.max() + 1 + shift[0], left + mask.shape[1] / 2 + shift[1]
+    height, width = (max(1, round(n * scale)) for n in mask.shape)
+    y = np.minimum(((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp), mask.shape[0] - 1)
+    x = np.minimum(((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp), mask.shape[1] - 1)
+    y, x = np.nonzero(mask[np.ix_(y, x)])
+    y, x = y + round(foot - height), x + round(middle - width / 2)
+    seen = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    return y[seen], x[seen]

@@ -122,8 +122,9 @@ def training_loss(
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
     (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
     (B, T + 1, h, w), the current frame last. step: of the training, by which loss_stride takes its turns.
-    Returns the loss, a scalar: the mean over samples and codes of the weighted cross-entropy of known pixels; and its
-    detached parts, {"semantic", "instance"}.
+    Returns the loss, a scalar: the mean over samples, codes and all pixels of the weighted cross-entropy, 0 where a
+    pixel is unknown, so that a frame of which little is known counts little; and its detached parts, {"semantic",
+    "instance"}.
     """
     semantic, slot = batch["semantic"], batch["instance"]
     semantic_known, slot_known = batch["semantic_known"], batch["instance_known"]
@@ -169,11 +170,7 @@ def training_loss(
         parts = output.split(config.code_sizes, dim=1)
         errors = [F.cross_entropy(p, code, reduction="none") for p, code in zip(parts, codes, strict=True)]
     knowns = [now[2]] + [now[3]] * (len(errors) - 1)
-    # A mean for each sample first, so that a batch split over processes has the same loss.
-    losses = [
-        ((error * weight * known).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp_min(1)).mean()
-        for error, known in zip(errors, knowns, strict=True)
-    ]
+    losses = [(error * weight * known).mean() for error, known in zip(errors, knowns, strict=True)]
     total = torch.stack(losses).mean()
     return total, {"semantic": losses[0].detach(), "instance": torch.stack(losses[1:]).mean().detach()}
 

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from model.diffusion import Times
-from model.geometry import content_size
 from model.loop import sample
 from model.pix2seq_d import Pix2SeqD
 from model.streaming import Panoptic, StreamState, VideoPredictor
@@ -18,7 +17,7 @@ from model.unet import Condition
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """One step of a sampler. Arrays of the mask's size (h, w), without padding."""
+    """One step of a sampler. Arrays of the mask's size (h, w)."""
 
     time: float  # 1 = noise, 0 = clean
     noisy_bits: np.ndarray  # float32 (bits, h, w), what the network was given
@@ -39,7 +38,6 @@ def denoising_steps(
     """
     looks: list[list[DenoisingStep]] = []
     plain = predictor.sampling
-    height, width = content_size(np.asarray(frame).shape[:2], predictor.mask_size)
 
     def recording(model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, *rest: Any) -> Tensor:
         """`sample`, and a record of each of its steps: of one look, or of two side by side."""
@@ -50,9 +48,9 @@ def denoising_steps(
             now, _ = next(left)
             codes, slots = model.answer(output.float())
             for n, (noisy, *maps) in enumerate(zip(inputs[0], codes, slots, strict=True)):
-                semantic, slot = (m[:height, :width].cpu().numpy() for m in maps)
+                semantic, slot = (m.cpu().numpy() for m in maps)
                 semantic = (semantic.astype(np.int16) - 1).astype(np.uint8)
-                bits = noisy[:, :height, :width].float().cpu().numpy()
+                bits = noisy.float().cpu().numpy()
                 step = DenoisingStep(now, bits, semantic, slot.astype(np.int32), fresh=before + n > 0)
                 looks[before + n].append(step)
 

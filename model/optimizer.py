@@ -22,18 +22,34 @@ def learning_rate(step: int, config: "TrainingConfig") -> float:
 
 
 def build_optimizer(model: nn.Module, config: "TrainingConfig") -> torch.optim.Optimizer:
-    """The optimizer of a Pix2SeqD. Weight decay is for matrices and kernels alone."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """The optimizer of a Pix2SeqD. Weight decay is for matrices and kernels alone.
+
+    The backbone learns by AdamW at `backbone_lr` times the learning rate: what is pre-trained wants small steps. Where
+    that is 1 it is treated as the rest. A group's `lr_share` is for `set_learning_rate`.
+    """
+    own = [*model.encoder.stem.parameters(), *model.encoder.stages.parameters()] if config.backbone_lr != 1 else []
+    backbone = set(own)
+    parameters = [p for p in model.parameters() if p.requires_grad and p not in backbone]
+    groups = []
+    for share, part in ((1.0, parameters), (config.backbone_lr, [p for p in own if p.requires_grad])):
+        for decay, chosen in (
+            (config.weight_decay, [p for p in part if p.ndim >= 2]),
+            (0.0, [p for p in part if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr_share": share})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
     last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
     hidden = [p for p in groups[0]["params"] if p not in last]
     groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
     return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each group takes its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_share", 1.0)
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from data.io.pixels import area_scale
+from model.backbones import BACKBONES
 from model.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits, number_of_slots
-from model.encoder import BACKBONES, Features, ImageEncoder
+from model.encoder import Features, ImageEncoder
 from model.schedule import add_noise
 from model.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
 
@@ -40,7 +43,9 @@ class ModelConfig:
     """
 
     # sizes, in pixels
-    image_size: tuple[int, ...] = _field((384, 1248), "model", "height and width that frames are fitted into")
+    image_size: tuple[int, ...] = _field(
+        (384, 1248), "model", "height and width of training crops; at inference frames have its area"
+    )
     mask_size: tuple[int, ...] = _field((96, 312), "model", "height and width of the mask that is denoised")
     # codes
     code_bits: tuple[int, ...] = _field((8, 8), "model", "bits of the semantic code and of the instance slot")
@@ -50,7 +55,7 @@ class ModelConfig:
     # history
     history_offsets: tuple[int, ...] = _field((-2, -1), "model", "past frames whose masks are input")
     # encoder
-    backbone: str = _field("resnet50", "model: encoder", "ResNet without its last stage", choices=tuple(BACKBONES))
+    backbone: str = _field("resnet50", "model: encoder", "ResNet or CspNet, without the last stage", choices=BACKBONES)
     backbone_norm: str = _field(
         "group", "model: encoder", "set from --backbone_weights", choices=("group", "frozen_batch")
     )
@@ -137,6 +142,29 @@ class ModelConfig:
         """How many values each code has: the semantic one those that exist, void and the classes."""
         return [NUM_CLASSES + 1, *(2**n for n in self.code_bits[1:])]
 
+    @property
+    def map_stride(self) -> float:
+        """Image pixels from one position of the denoiser to the next."""
+        return self.patch * self.image_size[0] / self.mask_size[0]
+
+    def sizes_for(
+        self, frame_size: Sequence[int], image_size: Sequence[int] | None = None
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The (height, width) of image and mask for a frame: its aspect, the area of the model's image size or of
+        another, in whole positions of the denoiser. Raises ConfigError where they are too large."""
+        scale = area_scale(frame_size, image_size or self.image_size)
+        positions = [max(1, round(n * scale / self.map_stride)) for n in frame_size]
+        image = tuple(round(n * self.map_stride) for n in positions)
+        mask = tuple(n * self.patch for n in positions)
+        if max(math.prod(image), math.prod(mask)) > MAX_PIXELS:
+            raise ConfigError(f"an image of {image} and its mask of {mask} may have {MAX_PIXELS:,} pixels at most")
+        return image, mask
+
+    def mask_for(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """The mask's size for an image of this very size, as training crops are: in the model's proportion."""
+        height, width = (max(1, round(n / self.map_stride)) * self.patch for n in image_size)
+        return height, width
+
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
@@ -156,11 +184,11 @@ class ModelConfig:
         return cls(**values)
 
 
-# For a CPU: 5.9 M parameters, everything from scratch; the mask at the image's size, in patches.
+# For a CPU: the mask at three quarters of the image, in patches.
 TINY = ModelConfig(
-    image_size=(96, 320), mask_size=(96, 320), code_bits=(5, 6), scale=0.125, backbone="resnet14",
-    encoder_dim=192, encoder_depth=1, encoder_heads=3, map_channels=64,
-    patch=4, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=3,
+    image_size=(256, 512), mask_size=(192, 384), code_bits=(5, 6), scale=0.125, backbone="cspnet",
+    encoder_dim=192, encoder_depth=1, encoder_heads=4, map_channels=64,
+    patch=6, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=4,
 )  # fmt: skip
 # For one ordinary GPU: the mask at a quarter of the image, in patches.
 SMALL = ModelConfig(
@@ -180,7 +208,7 @@ class Pix2SeqD(nn.Module):
         self.config = c = config
         self.encoder = ImageEncoder(
             c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels,
-            detail=PIXEL_DIM if c.detail else 0,
+            c.map_stride, detail=PIXEL_DIM if c.detail else 0,
         )  # fmt: skip
         self.denoiser = TransUNet(
             bits=c.bits,

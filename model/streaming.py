@@ -9,7 +9,6 @@ be batched and a half-done one can be resumed.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from model import checkpoint as checkpoints
-from model.answers import candidates, slot_masses, to_host
+from model.answers import candidates, full_size, slot_masses, to_host
 from model.diffusion import SAMPLERS, class_logits, seeded
-from model.geometry import content_size, fit_frame, restore
+from model.geometry import fit_frame
 from model.hub import HubMixin
 from model.loop import GraphedSampling, cast_weights, fold_norms, sample
-from model.pix2seq_d import FIRST_THING, MAX_PIXELS, ConfigError, ModelConfig, Pix2SeqD
+from model.pix2seq_d import FIRST_THING, ConfigError, ModelConfig, Pix2SeqD
 from model.schedule import sampling_times
 from model.tracking import StreamState, advance, follow, merged
 from model.unet import Condition
@@ -93,17 +92,18 @@ class Panoptic:
 def stream_step(
     model: Pix2SeqD,
     images: Tensor,
-    contents: Sequence[tuple[int, int]],
     states: Sequence[StreamState],
     config: StreamConfig,
     mask_size: tuple[int, int] | None = None,
+    frame_sizes: Sequence[tuple[int, int]] | None = None,
     sampling: Callable[..., Tensor] = sample,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
     """Predict the next frame of B videos, all at their first frame (no history) or all past it.
 
-    images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; contents: (height, width) of each frame
-    within the mask, without padding; sampling: model.loop's `sample`, or what does the same. Returns a (semantic
-    trainIds uint8, track ids int32) pair of (h, w) for each video, and the next states; the given ones stay.
+    images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; mask_size: None for the configuration's;
+    frame_sizes: (height, width) of each answer, None for the mask's; sampling: model.loop's `sample`, or what does the
+    same. Returns a (semantic trainIds uint8, track ids int32) pair for each video, and the next states; the given ones
+    stay.
     """
     c, device = model.config, images.device
     mask_size = tuple(mask_size or c.mask_size)
@@ -142,32 +142,35 @@ def stream_step(
         if config.average_classes:
             class_logits(c, output).add_(classes).mul_(0.5)
 
-    return _tracked(model, output, told, contents, states, config)
+    return _tracked(model, output, told, states, config, frame_sizes or [mask_size] * len(states))
 
 
 def _tracked(
     model: Pix2SeqD,
     output: Tensor,
     told: np.ndarray | None,
-    contents: Sequence[tuple[int, int]],
     states: Sequence[StreamState],
     config: StreamConfig,
+    frame_sizes: Sequence[tuple[int, int]],
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
     """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
     the answer with history, where `output` is one without."""
     c = model.config
     maps = candidates(model, output)
-    masses = slot_masses(model, output, maps[2], contents) if config.merge else None
+    masses = slot_masses(model, output, maps[2]) if config.merge else None
     answers = to_host(c, maps)
     results, following = [], []
-    for n, (answer, content, state) in enumerate(zip(answers, contents, states, strict=True)):
+    for n, (answer, state, size) in enumerate(zip(answers, states, frame_sizes, strict=True)):
+        raw_slot = answer[2].copy()
         if masses is not None:
             held = () if config.fresh_steps else state.held(c.history_length)
             answer[2] = merged(masses[n], config.merge, held, config.min_area)[answer[2]]
         if config.fresh_steps:
             seen = None if told is None else told[n]
-            answer, state = follow(answer, seen, content, state, c, config.min_area, config.max_gap)
-        semantic, slot, after = advance(answer, content, state, c, config.min_area, config.max_gap)
+            answer, state = follow(answer, seen, state, c, config.min_area, config.max_gap)
+        semantic, slot, after = advance(answer, state, c, config.min_area, config.max_gap)
+        if semantic.shape != tuple(size):
+            semantic, slot = full_size(model, output[n], raw_slot, semantic, slot, size)
         lookup = np.zeros(c.slots, np.int32)
         for s, track in after.track.items():
             lookup[s] = track
@@ -231,13 +234,13 @@ class VideoPredictor(HubMixin):
         mixed_precision: str = "auto",
         image_size: tuple[int, int] | None = None,
     ):
-        """image_size: (H, W) that frames are fitted into, in place of the model's; the mask's size follows in
+        """image_size: (H, W) whose area frames are brought to, in place of the model's; the mask's size follows in
         proportion."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.config = config or StreamConfig()
         self.dtype = precision(mixed_precision, self.device)
-        self.image_size, self.mask_size = scaled_sizes(model.config, image_size)
+        self.image_size = checked_size(image_size or model.config.image_size)
         self.state = StreamState(video=0)
         self.sampling: Callable[..., Tensor] = sample
 
@@ -273,17 +276,16 @@ class VideoPredictor(HubMixin):
         """The next frame of several videos at once, each with its state; sizes may differ."""
         arrays = [_as_array(frame) for frame in frames]
         results, following = [None] * len(arrays), list(states)
-        for first in (True, False):  # frames without and with history take different numbers of steps
-            group = [i for i, s in enumerate(states) if (s.semantic is None) == first]
-            if not group:
-                continue
-            images = torch.stack([fit_frame(arrays[i], self.image_size) for i in group])
-            contents = [content_size(arrays[i].shape[:2], self.mask_size) for i in group]
-            masks, after = self.predict(images, contents, [states[i] for i in group])
-            for i, (semantic, track), state in zip(group, masks, after, strict=True):
-                size = arrays[i].shape[:2]
-                results[i] = Panoptic(restore(semantic, size), restore(track, size))
-                following[i] = state
+        # Frames without and with history take different numbers of steps; a batch has one size
+        groups: dict[tuple, list[int]] = {}
+        for i, state in enumerate(states):
+            groups.setdefault((state.semantic is None, *self.sizes(arrays[i])), []).append(i)
+        for (_, image_size, mask_size), group in groups.items():
+            images = torch.stack([fit_frame(arrays[i], image_size) for i in group])
+            sizes = [arrays[i].shape[:2] for i in group]
+            answers, after = self.predict(images, [states[i] for i in group], mask_size, sizes)
+            for i, answer, state in zip(group, answers, after, strict=True):
+                results[i], following[i] = Panoptic(*answer), state
         return results, following
 
     def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
@@ -304,13 +306,17 @@ class VideoPredictor(HubMixin):
             self.model.compile_parts()
         self.sampling = GraphedSampling() if cuda_graphs else sample
 
-    def predict(self, images: Tensor, contents, states):
+    def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The (height, width) of image and mask for a frame (H, W, 3)."""
+        return self.model.config.sizes_for(frame.shape[:2], self.image_size)
+
+    def predict(self, images: Tensor, states, mask_size=None, frame_sizes=None):
         """`stream_step` on this predictor's device and precision; images: uint8 (B, 3, H, W)."""
         images = images.to(self.device, non_blocking=True)
         images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
         with autocast:
-            return stream_step(self.model, images, contents, states, self.config, self.mask_size, self.sampling)
+            return stream_step(self.model, images, states, self.config, mask_size, frame_sizes, self.sampling)
 
 
 def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
@@ -342,20 +348,11 @@ def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
         raise checkpoints.CheckpointError(f"{source} holds a configuration that cannot be used ({error})") from None
 
 
-def scaled_sizes(config: ModelConfig, image_size: Sequence[int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The sizes of image and mask where the image size is overridden: the mask keeps its proportion to the image.
-
-    Raises ConfigError for a size that is none.
-    """
-    if image_size is None:
-        return tuple(config.image_size), tuple(config.mask_size)
+def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """A height and width. Raises ConfigError for what is none."""
     if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
         raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
-    ratio = config.image_size[0] / config.mask_size[0]
-    mask = tuple(max(config.patch, round(n / ratio / config.patch) * config.patch) for n in image_size)
-    if max(math.prod(image_size), math.prod(mask)) > MAX_PIXELS:
-        raise ConfigError(f"image_size {tuple(image_size)} and its mask {mask} may have {MAX_PIXELS:,} pixels at most")
-    return tuple(image_size), mask
+    return tuple(image_size)
 
 
 def _as_array(frame: np.ndarray | Image.Image) -> np.ndarray:

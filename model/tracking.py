@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.association import Seen, best_pairs, remembered, same_tracks
-from model.geometry import content_size
+from model.geometry import nearest
 from model.pix2seq_d import ModelConfig
 
 VOID = 255
@@ -30,7 +30,7 @@ class StreamState:
     frame: int = 0  # frames done so far
     semantic: np.ndarray | None = None  # uint8 (L, h, w) codes of the last L masks, newest last; None at the start
     slot: np.ndarray | None = None  # uint8 (L, h, w)
-    known: np.ndarray | None = None  # bool (L, h, w) False in padding and where there was no frame
+    known: np.ndarray | None = None  # bool (L, h, w) False where there was no frame, or void
     track: dict[int, int] = field(default_factory=dict)  # slot -> track id
     seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
     votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
@@ -86,7 +86,6 @@ def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area:
 
 def advance(
     answer: np.ndarray,
-    content: tuple[int, int],
     state: StreamState,
     model: ModelConfig,
     min_area: int,
@@ -101,7 +100,7 @@ def advance(
     """
     semantic, other, _ = answer.copy()
     tracked_codes = np.array(model.tracked) + 1
-    slot, tracked, inside = _tracked_slots(answer, content, model)
+    slot, tracked = _tracked_slots(answer, model)
 
     # Segments: classes by vote, small ones dropped
     counts = np.zeros((model.slots, len(tracked_codes)), np.int64)
@@ -138,7 +137,7 @@ def advance(
     semantic = np.where(tracked, class_of_slot[slot], semantic)
     semantic[small], slot[small] = other[small], 0
 
-    _remember(state, after, semantic, slot, inside, model.history_length)
+    _remember(state, after, semantic, slot, np.ones(slot.shape, bool), model.history_length)
     codes = {s: (after.track[s], int(class_of_slot[s])) for s in segments}
     after.last_seen, after.last_masks = remembered(state.last_seen, state.last_masks, slot, codes, state.frame, max_gap)
     return semantic, slot, after
@@ -170,7 +169,6 @@ def _found_again(
 def follow(
     answer: np.ndarray,
     told: np.ndarray | None,
-    content: tuple[int, int],
     state: StreamState,
     model: ModelConfig,
     min_area: int,
@@ -183,7 +181,7 @@ def follow(
     the one that no track has had for longest. The answer and the state are for `advance`; the given ones stay.
     """
     semantic, other, instance = answer
-    slot, tracked, _ = _tracked_slots(answer, content, model)
+    slot, tracked = _tracked_slots(answer, model)
     counts = np.bincount(slot.ravel(), minlength=model.slots)
     counts[0] = 0
     segments = np.flatnonzero(counts >= max(min_area, 1))
@@ -212,13 +210,10 @@ def follow(
     return np.stack([semantic, other, np.where(tracked, table[slot], instance)]), state
 
 
-def _tracked_slots(answer: np.ndarray, content: tuple[int, int], model: ModelConfig) -> tuple[np.ndarray, ...]:
-    """The slot of each pixel of a tracked class within the content, 0 elsewhere; where that is; and where the content
-    is; all (h, w)."""
-    inside = np.zeros(answer.shape[1:], bool)
-    inside[: content[0], : content[1]] = True
-    tracked = np.isin(answer[0], np.array(model.tracked) + 1) & inside
-    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked, inside
+def _tracked_slots(answer: np.ndarray, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The slot of each pixel of a tracked class, 0 elsewhere; and where that is; both (h, w)."""
+    tracked = np.isin(answer[0], np.array(model.tracked) + 1)
+    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked
 
 
 def adopt(
@@ -233,17 +228,10 @@ def adopt(
     A track that the state knows keeps its slot; a new one gets the slot that has been free for longest. Where there
     are more tracks than slots the smallest have none. Returns the next state.
     """
-    size = tuple(mask_size or model.mask_size)
-    height, width = content_size(semantic.shape, size)
-    y, x = (
-        np.minimum(((np.arange(c) + 0.5) * (f / c) + 1e-6).astype(np.intp), f - 1)
-        for f, c in zip(semantic.shape, (height, width), strict=True)
-    )
-    codes, slots, known = np.zeros(size, np.uint8), np.zeros(size, np.int32), np.zeros(size, bool)
-    ids = track[np.ix_(y, x)].astype(np.int64)
-    labels = semantic[np.ix_(y, x)]
-    codes[:height, :width] = np.where(labels == VOID, 0, labels + 1)
-    known[:height, :width] = labels != VOID
+    size = mask_size or model.sizes_for(semantic.shape)[1]
+    labels, ids = nearest(semantic, size), nearest(track, size).astype(np.int64)
+    codes, slots = np.where(labels == VOID, 0, labels + 1).astype(np.uint8), np.zeros(size, np.int32)
+    known = labels != VOID
 
     after = dataclasses.replace(
         state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
@@ -260,7 +248,7 @@ def adopt(
         if after.track.get(s) != t:
             after.votes.pop(s, None)
         after.track[s], after.seen[s] = t, state.frame
-        slots[:height, :width][ids == t] = s
+        slots[ids == t] = s
     after.next_track = max(state.next_track, int(track.max(initial=0)) + 1)
     given = {s: np.bincount(codes[slots == s]) for s in np.unique(slots[slots > 0]).tolist()}
     tracks = {s: (after.track[s], int(counts.argmax())) for s, counts in given.items()}

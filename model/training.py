@@ -26,7 +26,7 @@ from model import checkpoint as checkpoints
 from model.bookkeeping import Log, Stop, outlive_signals
 from model.checkpoint import LATEST
 from model.diffusion import LossConfig, draw, seeded, training_loss
-from model.optimizer import OPTIMIZERS, build_optimizer, learning_rate
+from model.optimizer import OPTIMIZERS, build_optimizer, learning_rate, set_learning_rate
 from model.pix2seq_d import ConfigError, Pix2SeqD
 
 
@@ -45,6 +45,7 @@ class TrainingConfig:
         "adamw", "training", "adamw, as published, or muon on matrices and kernels", choices=OPTIMIZERS
     )
     lr: float = _field(1e-4, "training", "learning rate after the warm-up")
+    backbone_lr: float = _field(1.0, "training", "learning rate of the backbone, as a share of --lr; below 1 by AdamW")
     final_lr: float = _field(0.1, "training", "learning rate at the end, as a share; linear in between")
     warmup: int = _field(500, "training", "steps of linear warm-up")
     weight_decay: float = _field(0.05, "training", "of AdamW, on matrices and kernels")
@@ -69,7 +70,7 @@ class TrainingConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("final_lr", "weight_decay"):
+        for name in ("final_lr", "backbone_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if min(self.num_workers, self.warmup, self.keep, self.milestone, self.validate_every) < 0:
@@ -295,8 +296,7 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
     while run.step < config.steps:
         begin = time.perf_counter()
         lr = learning_rate(run.step, config)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(run.optimizer, lr)
         values = _step(run, wrapped, loss_config, loader, batches)
         finite = all(math.isfinite(v) for v in values.values())
         bad = 0 if finite else bad + 1

@@ -85,8 +85,10 @@ class TransUNet(nn.Module):
         widths = [dim * m for m in multipliers]
         self.patch = patch
         self.time = TimeEmbedding(time_dim)
-        self.conv_in = conv3x3(bits * (2 if self_conditioning else 1) * patch**2, dim)
-        self.conv_condition = conv3x3(map_channels + bits * history_masks * patch**2, dim)
+        # The first convolution is 1x1 over bits, history and image together, as published; its parts are added.
+        self.conv_in = nn.Conv2d(bits * (2 if self_conditioning else 1) * patch**2, dim, 1)
+        self.conv_image = nn.Conv2d(map_channels, dim, 1)
+        self.conv_history = nn.Conv2d(bits * history_masks * patch**2, dim, 1, bias=False) if history_masks else None
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -111,21 +113,16 @@ class TransUNet(nn.Module):
             channels = width
         self.norm_out = group_norm(dim)
         if patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
-            self.conv_patch = conv3x3(dim, PIXEL_DIM * patch**2)
+            self.conv_patch = nn.Conv2d(dim, PIXEL_DIM * patch**2, 1)
             self.conv_out = nn.Conv2d(PIXEL_DIM, out_channels, 1)
         else:
             self.conv_out = zero_init(conv3x3(dim, out_channels))
 
     def condition(self, features: Features, history: Tensor | None) -> Condition:
         """features: of the image; history: analog bits (B, T * bits, h, w), zeros where unknown; None: all zeros."""
-        if history is None:
-            weight, bias = self.conv_condition.weight, self.conv_condition.bias
-            first = F.conv2d(features.map, weight[:, : features.map.shape[1]], bias, padding=1)
-        else:
-            maps = [features.map]
-            if history.shape[1]:  # F.pixel_unshuffle leaves a tensor without channels as large as it was
-                maps.append(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
-            first = self.conv_condition(torch.cat(maps, dim=1))
+        first = self.conv_image(features.map)
+        if history is not None and self.conv_history is not None:
+            first = first + self.conv_history(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
         return Condition(first, cross, features.detail)
 
@@ -192,7 +189,7 @@ class TransUNet(nn.Module):
             pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
             pixels = pixels[:, top::stride, left::stride].flatten()
             weight, bias = weight[pixels], bias[pixels]
-        x = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), self.patch // stride)
+        x = F.pixel_shuffle(F.conv2d(x, weight, bias), self.patch // stride)
         if detail is not None:
             x = x + detail[..., top::stride, left::stride]
         return self.conv_out(F.silu(x))

@@ -12,7 +12,6 @@ from model.tracking import StreamState, adopt, advance, follow
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
-CONTENT = (H, W)
 
 
 def answer(*objects):
@@ -28,8 +27,8 @@ def stream(*frames, gap=0, told=None):
     state, result = StreamState(0), []
     for n, objects in enumerate(frames):
         seen = told if n == len(frames) - 1 else None
-        now, state = follow(answer(*objects), seen, CONTENT, state, CONFIG, 4, gap)
-        _, slot, state = advance(now, CONTENT, state, CONFIG, 4, gap)
+        now, state = follow(answer(*objects), seen, state, CONFIG, 4, gap)
+        _, slot, state = advance(now, state, CONFIG, 4, gap)
         result.append({(y, x): state.track[slot[y, x]] if slot[y, x] else 0 for _, _, y, x, _, _ in objects})
     return result, state
 
@@ -77,17 +76,14 @@ def test_a_track_of_a_given_mask_goes_on_in_a_fresh_answer():
     semantic, track = np.zeros((H, W), np.uint8), np.zeros((H, W), np.int32)
     semantic[2:6, 2:8], track[2:6, 2:8] = CAR - 1, 300
     state = adopt(adopt(StreamState(0), semantic, track, CONFIG), semantic, track, CONFIG)
-    now, state = follow(answer(car(9, 3), car(5, 20)), None, CONTENT, state, CONFIG, 4, 0)
-    _, slot, state = advance(now, CONTENT, state, CONFIG, 4, 0)
+    now, state = follow(answer(car(9, 3), car(5, 20)), None, state, CONFIG, 4, 0)
+    _, slot, state = advance(now, state, CONFIG, 4, 0)
     assert (state.track[slot[3, 5]], state.track[slot[3, 22]]) == (300, 301)
 
 
-def test_small_segments_have_no_track_and_padding_none():
+def test_small_segments_have_no_track():
     seen, state = stream([car(5, 2), (CAR, 6, 10, 20, 1, 3)])
     assert seen[0] == {(2, 2): 1, (10, 20): 0} and state.next_track == 2
-    now, state = follow(answer(car(5, 2), car(6, W - 6)), None, (H, W - 8), StreamState(0), CONFIG, 4, 0)
-    _, slot, state = advance(now, (H, W - 8), state, CONFIG, 4, 0)
-    assert not slot[:, W - 8 :].any() and len(state.track) == 1
 
 
 @pytest.mark.parametrize("gap", [0, 3])
@@ -105,8 +101,8 @@ def test_ids_stay_unique_over_many_frames_of_slots_drawn_anew(gap):
                 born += 1
         slots = rng.permutation(np.arange(1, CONFIG.slots))[: len(alive)]
         drawn = [(CAR, int(s), *place, 4, 6) for s, place in zip(slots, alive, strict=True)]
-        now, state = follow(answer(*drawn), None, CONTENT, state, CONFIG, 4, gap)
-        _, slot, state = advance(now, CONTENT, state, CONFIG, 4, gap)
+        now, state = follow(answer(*drawn), None, state, CONFIG, 4, gap)
+        _, slot, state = advance(now, state, CONFIG, 4, gap)
         for (y, x), (name, _) in alive.items():
             assert owner.setdefault(state.track[slot[y, x]], name) == name
     assert born > 200 and len(owner) == born == state.next_track - 1
@@ -170,7 +166,7 @@ def test_a_second_look_undoes_what_the_history_merged(steps):
         given.clear()
         states, config = [StreamState(0)], StreamConfig(3, steps, fresh=fresh, min_area=1)
         for _ in range(3):
-            ((_, track),), states = stream_step(model, image, [CONTENT], states, config, sampling=sampling)
+            ((_, track),), states = stream_step(model, image, states, config, sampling=sampling)
         ids[fresh] = (track[3, 3], track[3, 12])
         later = [1, steps - 1] if fresh else [steps]  # two looks of one step each are made side by side
         assert [n for n, _ in given] == [3, *later, *later]

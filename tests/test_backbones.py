@@ -16,7 +16,8 @@ from data.backbones import FILES, WeightFile, backbone_file
 from data.download import DownloadError
 from data.labels import DataError
 from model import CheckpointError
-from model.encoder import ImageEncoder, load_backbone
+from model.backbones import load_backbone
+from model.encoder import ImageEncoder
 
 QUICK = {"timeout": 1.0, "backoff": 0.01, "quiet": True}
 
@@ -42,7 +43,7 @@ def served(serve, tmp_path, monkeypatch):
 
 
 def encoder_of(backbone):
-    return ImageEncoder(backbone, "frozen_batch", dim=16, depth=0, heads=1, map_channels=8)
+    return ImageEncoder(backbone, "frozen_batch", dim=16, depth=0, heads=1, map_channels=8, map_stride=8)
 
 
 def test_the_files_are_those_that_torchvision_names():

@@ -50,9 +50,10 @@ def plain_denoiser(model: Pix2SeqD, image, history, x, t, x0_previous):
     features = model.encode(image, x.shape[-2:])
     noisy = torch.cat([x, x0_previous], dim=1) if c.self_conditioning else x
     noisy, past = F.pixel_unshuffle(noisy, c.patch), F.pixel_unshuffle(history, c.patch)
-    weight = torch.cat([net.conv_in.weight, net.conv_condition.weight], dim=1)
-    bias = net.conv_in.bias + net.conv_condition.bias
-    y = F.conv2d(torch.cat([noisy, features.map, past], dim=1), weight, bias, padding=1)
+    history = [net.conv_history.weight] if net.conv_history else []
+    weight = torch.cat([net.conv_in.weight, net.conv_image.weight, *history], dim=1)
+    bias = net.conv_in.bias + net.conv_image.bias
+    y = F.conv2d(torch.cat([noisy, features.map, past], dim=1), weight, bias)
     time = net.time(torch.full((len(x),), t))
     skips = []
     for block, downsample in zip(net.down, net.downsample, strict=True):
@@ -156,9 +157,7 @@ def test_the_stream_answers_what_the_plain_sampler_does():
     images = torch.rand(1, 3, *CONFIG.image_size)
     published = StreamConfig(first_steps=4, min_area=1, merge=0.0, fresh=False, average_classes=False)
     predictor = VideoPredictor(model, published, "cpu", "no")
-    ((semantic, _),), (state,) = predictor.predict(
-        (images * 255).to(torch.uint8), [CONFIG.mask_size], [predictor.state]
-    )
+    ((semantic, _),), (state,) = predictor.predict((images * 255).to(torch.uint8), [predictor.state])
     drawn = {}
 
     def watched(denoise, x, times, noise):
@@ -168,7 +167,7 @@ def test_the_stream_answers_what_the_plain_sampler_does():
     SAMPLERS["watched"] = watched
     try:
         other = VideoPredictor(model, dataclasses.replace(published, sampler="watched"), "cpu", "no")
-        other.predict((images * 255).to(torch.uint8), [CONFIG.mask_size], [other.state])
+        other.predict((images * 255).to(torch.uint8), [other.state])
     finally:
         del SAMPLERS["watched"]
     history = torch.zeros(1, 2 * CONFIG.bits, *CONFIG.mask_size)

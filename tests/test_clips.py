@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig, content_size
 from data.history import SIZES, assign_slots, corrupt, in_order, slot_places
 from data.labels import CAR, PERSON, VOID, DataError
-from data.transforms import Motion, View, view_image, view_labels, view_moved
+from data.transforms import Motion, View, crop_view, draw_view, view_image, view_labels, view_moved
 
 
 def test_missing_history_is_zero_and_unknown():
@@ -29,13 +29,30 @@ def test_missing_history_is_zero_and_unknown():
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-def test_content_size_fits_and_keeps_the_aspect():
-    assert content_size((375, 1242), (96, 320)) == (96, 318)
-    assert content_size((1024, 2048), (96, 320)) == (96, 192)
-    assert content_size((100, 10000), (48, 96)) == (1, 96)
+def test_a_frame_takes_the_area_of_the_image_and_a_crop_cuts_what_is_larger():
+    assert content_size((375, 1242), (96, 320)) == (96, 319)
+    assert content_size((1024, 2048), (128, 256)) == (128, 256)
+    assert content_size((1024, 2048), (96, 320)) == (96, 248)
+    assert content_size((2048, 1024), (128, 256)) == (128, 128)
+    assert content_size((100, 10000), (48, 96)) == (7, 96)
     assert content_size((48, 96), (48, 96)) == (48, 96)
-    assert content_size((60, 128), (48, 96), zoom=0.5) == (22, 48)
+    assert content_size((60, 128), (48, 96), zoom=0.5) == (23, 50)
     assert content_size((60, 128), (48, 96), zoom=3.0) == (48, 96)
+
+
+def test_without_augmentation_the_middle_of_the_frame_is_seen():
+    view = crop_view((50, 200), (50, 100))  # scaled by 1 / sqrt(2): 35.4 x 141.4
+    assert (view.top, view.height) == (0.0, 1.0)
+    assert view.width == pytest.approx(0.5**0.5) and view.left == pytest.approx((1 - view.width) / 2)
+
+
+def test_a_crop_with_a_focus_shows_it():
+    augment, rng = Augmentation(scale_range=(1.0, 3.0)), np.random.default_rng(0)
+    for _ in range(200):
+        focus = tuple(rng.random(2))
+        view = draw_view(augment, (60, 128), (48, 96), rng, focus)
+        for at, start, part in zip(focus, (view.top, view.left), (view.height, view.width), strict=True):
+            assert -1e-9 <= start <= at <= start + part <= 1 + 1e-9
 
 
 def test_resizing_agrees_with_torchvision():
@@ -53,13 +70,13 @@ def test_resizing_agrees_with_torchvision():
 def test_evaluation_pads_right_and_below_with_unknown():
     sample = Clips(Painted(size=(60, 90)), FORMAT)[5]
     width = content_size((60, 90), FORMAT.image_size)[1]
-    assert width == 72
+    assert width == 83
     assert not sample["image"][..., width:].any()
     assert sample["image"][2, :44, :width].min() > 0
-    assert not sample["semantic_known"][..., 36:].any()
-    assert not sample["instance_known"][..., 36:].any()
-    assert not sample["semantic"][..., 36:].any()
-    assert sample["semantic_known"][:, :22, :36].all()
+    assert not sample["semantic_known"][..., 42:].any()
+    assert not sample["instance_known"][..., 42:].any()
+    assert not sample["semantic"][..., 42:].any()
+    assert sample["semantic_known"][:, :24, :42].all()
     assert sample["semantic"].shape == (3, 24, 48)
     assert sample["semantic"].dtype == sample["instance"].dtype == torch.uint8
 
@@ -210,7 +227,7 @@ def test_a_draw_depends_on_the_generator_alone():
 
 def test_moved_mask_is_the_mask_shifted():
     semantic, instance = Painted(size=(60, 128)).read_labels(0)
-    motion = Motion(shift=(0.1, 0.25), zoom=1.0, rotation=0.0, object_shift=0.0, seed=0)
+    motion = Motion(shift=(0.1, 0.25), zoom=1.0, rotation=0.0, object_shift=0.0, object_growth=0.0, seed=0)
     moved, ids = view_moved(semantic, instance, semantic.shape, View(), motion, 2)
     down, right = 12, 64  # twice the shift of one frame
     np.testing.assert_array_equal(moved[down:, right:], semantic[:-down, :-right])
@@ -292,7 +309,7 @@ def test_a_corrupted_history_lacks_instances_and_is_shifted_in_blocks():
 
 
 def test_padding_is_left_out_of_what_happens_to_the_history():
-    source = Painted(size=(20, 60))  # half as high as the target
+    source = Painted(size=(20, 120))  # half as high as the target, where it has its area
     fmt = ClipFormat((64, 96), (32, 48), 16, (-2, -1))
     damage = HistoryConfig(0.0, history_corruption=1.0, corruption_shift=6, corruption_coarse=4)
     for seed in range(20):

@@ -298,7 +298,7 @@ def test_a_model_may_look_back_to_nothing(patch):
     batch = to_device(torch.utils.data.default_collate([scene(0, frames=1)]), torch.device("cpu"))
     loss, _ = training_loss(model, config, LossConfig(), batch, draw(0, [0], model, config.mask_size, "cpu", False))
     loss.backward()
-    assert loss.isfinite() and model.denoiser.conv_condition.weight.grad.abs().sum() > 0
+    assert loss.isfinite() and model.denoiser.conv_image.weight.grad.abs().sum() > 0
 
 
 def test_detail_reaches_the_answer_of_its_own_pixel():

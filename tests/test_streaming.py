@@ -10,16 +10,14 @@ from PIL import Image
 from small import CONFIG, lively_model
 
 from data import transforms
-from data.clips import ClipFormat, Clips
-from model import ConfigError, StreamConfig, VideoPredictor
-from model.answers import candidates, slot_masses
-from model.geometry import content_size, fit_frame, restore
-from model.streaming import _history, scaled_sizes, stream_step
+from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
+from model.answers import candidates, decide, slot_masses
+from model.geometry import nearest
+from model.streaming import _history, checked_size, stream_step
 from model.tracking import StreamState, adopt, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
-CONTENT = (H, W)
 
 
 def answer(*objects, background=ROAD, other=SKY):
@@ -34,7 +32,7 @@ def tracks(*frames, state=None, min_area=4, config=CONFIG, max_gap=0):
     """{slot: track} of the slots in each frame, and the last state."""
     state, result = state or StreamState(0), []
     for frame in frames:
-        _, slot, state = advance(answer(*frame), CONTENT, state, config, min_area, max_gap)
+        _, slot, state = advance(answer(*frame), state, config, min_area, max_gap)
         result.append({int(s): state.track[s] for s in np.unique(slot) if s})
     return result, state
 
@@ -111,7 +109,7 @@ def test_ids_stay_unique_over_thousands_of_frames_in_which_slots_are_used_again(
                 alive[place] = (born, t + int(rng.integers(1, 12)), int(rng.choice(slots)))
                 born += 1
         drawn = [(CAR, s, *place, 4, 6) for place, (_, _, s) in alive.items()]
-        _, slot, state = advance(answer(*drawn), CONTENT, state, CONFIG, 4)
+        _, slot, state = advance(answer(*drawn), state, CONFIG, 4)
         for (y, x), (name, _, s) in alive.items():
             assert slot[y, x] == s
             assert owner.setdefault(state.track[s], name) == name
@@ -120,36 +118,36 @@ def test_ids_stay_unique_over_thousands_of_frames_in_which_slots_are_used_again(
 
 def test_a_segment_has_one_class_by_majority_and_its_past_votes_too():
     mixed = [(CAR, 5, 2, 2, 4, 6), (PERSON, 5, 2, 2, 4, 2)]  # 16 pixels of car, 8 of person
-    semantic, _, state = advance(answer(*mixed), CONTENT, StreamState(0), CONFIG, 4)
+    semantic, _, state = advance(answer(*mixed), StreamState(0), CONFIG, 4)
     assert (semantic[2:6, 2:8] == CAR).all()
     # A frame that says 13 of 24 person after two of certain car is outvoted; twelve of them are not.
     _, state = tracks([CAR_5], [CAR_5])
     doubtful = [(CAR, 5, 2, 2, 4, 6), (PERSON, 5, 2, 2, 4, 3), (PERSON, 5, 2, 5, 1, 1)]
-    semantic, _, state = advance(answer(*doubtful), CONTENT, state, CONFIG, 4)
+    semantic, _, state = advance(answer(*doubtful), state, CONFIG, 4)
     assert (semantic[2:6, 2:8] == CAR).all()
     for _ in range(12):
-        semantic, _, state = advance(answer(*doubtful), CONTENT, state, CONFIG, 4)
+        semantic, _, state = advance(answer(*doubtful), state, CONFIG, 4)
     assert (semantic[2:6, 2:8] == PERSON).all() and state.track == {5: 1}
 
 
 def test_a_slot_that_is_used_again_does_not_inherit_votes():
     _, state = tracks([CAR_5], [CAR_5], [CAR_5], [], [], [])
-    semantic, _, _ = advance(answer((PERSON, 5, 2, 2, 4, 6)), CONTENT, state, CONFIG, 4)
+    semantic, _, _ = advance(answer((PERSON, 5, 2, 2, 4, 6)), state, CONFIG, 4)
     assert (semantic[2:6, 2:8] == PERSON).all()
 
 
 def test_small_segments_become_the_second_best_class():
     speck = (CAR, 7, 10, 28, 1, 3)
-    semantic, slot, state = advance(answer(CAR_5, speck, other=SKY), CONTENT, StreamState(0), CONFIG, 4)
+    semantic, slot, state = advance(answer(CAR_5, speck, other=SKY), StreamState(0), CONFIG, 4)
     assert (semantic[10, 28:31] == SKY).all() and not slot[10, 28:31].any() and state.track == {5: 1}
-    semantic, slot, state = advance(answer(CAR_5, speck), CONTENT, StreamState(0), CONFIG, 3)
+    semantic, slot, state = advance(answer(CAR_5, speck), StreamState(0), CONFIG, 3)
     assert (semantic[10, 28:31] == CAR).all() and (slot[10, 28:31] == 7).all() and len(state.track) == 2
 
 
 def test_slots_of_stuff_are_ignored():
     raw = answer(CAR_5)
     raw[2][0, :] = 3  # a slot on road
-    _, slot, state = advance(raw, CONTENT, StreamState(0), CONFIG, 4)
+    _, slot, state = advance(raw, StreamState(0), CONFIG, 4)
     assert not slot[0].any() and (slot[2:6, 2:8] == 5).all() and state.track == {5: 1}
 
 
@@ -162,32 +160,18 @@ def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_i
     maps = candidates(model, logits)
     semantic, other, slot = (m[0, 0].tolist() for m in maps)
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
-    (mass,) = slot_masses(model, logits, maps[2], [(1, 3)])
+    (mass,) = slot_masses(model, logits, maps[2])
     first, second = torch.tensor([6.0, 1]).softmax(0).tolist()  # of two slots; the others are next to nothing
     assert mass[[5, 5, 9, 9], [5, 9, 5, 9]] == pytest.approx([first, second, second, first], abs=1e-3)
     assert mass.sum() == pytest.approx(2, abs=1e-3) and mass[:, 0].sum() == 0
-    (inside,) = slot_masses(model, logits, maps[2], [(1, 2)])  # the last pixel is padding
-    assert inside[5] == pytest.approx(mass[5]) and inside.sum() == pytest.approx(1, abs=1e-3)
-
-
-def test_padding_makes_no_segments_and_is_unknown_to_the_history():
-    content = (H - 4, W - 8)
-    inside, outside = (CAR, 5, 2, 2, 4, 6), (CAR, 6, H - 4, 0, 4, 10)
-    across = (PERSON, 7, 4, W - 10, 4, 10)  # 8 of its 40 pixels are inside
-    _, slot, state = advance(answer(inside, outside, across), content, StreamState(0), CONFIG, 4)
-    assert sorted(state.track) == [5, 7] and not slot[H - 4 :].any() and not slot[:, W - 8 :].any()
-    assert state.known[-1].sum() == (H - 4) * (W - 8) and state.known[-1][: H - 4, : W - 8].all()
-    assert not state.known[0].any()
-    _, _, state = advance(answer(inside, across), content, StreamState(0), CONFIG, 9)
-    assert sorted(state.track) == [5]
 
 
 def test_the_history_holds_the_last_masks_newest_last_and_the_given_state_stays():
     before = StreamState(3)
-    _, first, one = advance(answer(CAR_5), CONTENT, before, CONFIG, 4)
+    _, first, one = advance(answer(CAR_5), before, CONFIG, 4)
     assert before == StreamState(3) and one.frame == 1 and one.video == 3
     kept = {k: v.copy() for k, v in vars(one).items() if isinstance(v, np.ndarray)}
-    _, second, two = advance(answer(PERSON_9), CONTENT, one, CONFIG, 4)
+    _, second, two = advance(answer(PERSON_9), one, CONFIG, 4)
     assert np.array_equal(two.slot[0], first) and np.array_equal(two.slot[1], second) and two.slot.shape[0] == 2
     assert all(np.array_equal(getattr(one, k), v) for k, v in kept.items()) and one.track == {5: 1}
 
@@ -210,7 +194,7 @@ def test_a_state_survives_a_file_without_code():
         other = getattr(back, name)
         assert np.array_equal(other, value) if isinstance(value, np.ndarray) else other == value
     for frame in ([CAR_5], [PERSON_9]):
-        a, b = (advance(answer(*frame), CONTENT, s, CONFIG, 4) for s in (state, back))
+        a, b = (advance(answer(*frame), s, CONFIG, 4) for s in (state, back))
         assert np.array_equal(a[1], b[1]) and a[2].track == b[2].track
     empty = StreamState.from_dict(StreamState(7).to_dict())
     assert empty == StreamState(7)
@@ -241,7 +225,7 @@ def test_given_masks_become_history_with_a_slot_for_each_track():
     assert again.track[slot_of[700]] == 700 and 5 in again.track.values() and again.next_track == 701
     # What the model then copies keeps the given ids; what is new gets an id above all given ones.
     free = next(s for s in range(1, CONFIG.slots) if s not in again.track)
-    _, _, after = advance(answer((CAR, slot_of[700], 3, 3, 4, 6), (CAR, free, 9, 20, 4, 4)), CONTENT, again, CONFIG, 4)
+    _, _, after = advance(answer((CAR, slot_of[700], 3, 3, 4, 6), (CAR, free, 9, 20, 4, 4)), again, CONFIG, 4)
     assert after.track[slot_of[700]] == 700 and after.track[free] == 701
 
 
@@ -256,11 +240,10 @@ def test_with_more_given_tracks_than_slots_the_smallest_have_none():
 
 
 def test_given_masks_of_a_larger_frame_are_fitted_as_the_image_is():
-    semantic, track = given((13, 3, 0, 0, 40, 50), size=(80, 100))
+    semantic, track = given((13, 3, 0, 0, 40, 80), size=(80, 160))
     state = adopt(StreamState(0), semantic, track, CONFIG)
-    height, width = content_size((80, 100), CONFIG.mask_size)
-    assert (height, width) == (16, 20) and state.known[-1].sum() == height * width
-    assert (state.slot[-1][:8, :10] > 0).all() and (state.slot[-1] > 0).sum() == 80
+    assert state.known[-1].shape == (16, 32) and state.known[-1].all()
+    assert (state.slot[-1][:8, :16] > 0).all() and (state.slot[-1] > 0).sum() == 8 * 16
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,55 +251,59 @@ def test_given_masks_of_a_larger_frame_are_fitted_as_the_image_is():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_model_and_data_have_the_same_geometry():
-    rng = np.random.default_rng(0)
-    for _ in range(1000):
-        frame, target = (tuple(int(n) for n in rng.integers(1, high, 2)) for high in (3000, 1300))
-        size = content_size(frame, target)
-        assert size == transforms.content_size(frame, target)
-        assert all(1 <= s <= t for s, t in zip(size, target, strict=True))
-        assert any(s == t for s, t in zip(size, target, strict=True))
+@pytest.mark.parametrize("frame", [(375, 1242), (1024, 2048), (2048, 1024), (60, 60), (7, 700), (1, 1)])
+def test_a_frame_has_the_area_of_the_model_and_its_own_aspect(frame):
+    config = ModelConfig(image_size=(256, 512), mask_size=(192, 384), patch=6, detail=True)  # a position is 8 pixels
+    image, mask = config.sizes_for(frame)
+    scale = (256 * 512 / (frame[0] * frame[1])) ** 0.5
+    for n, m, f in zip(image, mask, frame, strict=True):
+        assert n % 8 == 0 and m == n * 3 // 4
+        assert n == 8 or abs(n - f * scale) <= 4
+    assert config.sizes_for((256, 512)) == ((256, 512), (192, 384))
+    assert config.sizes_for((256, 512), (128, 256)) == ((128, 256), (96, 192))
 
 
-class OneFrame:
-    name, tracked, is_video, frames = "one", (11, 13), False, [None]
-
-    def __init__(self, image):
-        self.image = image
-
-    def read(self, _):
-        semantic = np.zeros(self.image.shape[:2], np.uint8)
-        return self.image, semantic, semantic.astype(np.int32)
+def test_training_sees_the_same_scale():
+    for frame in ((375, 1242), (1024, 2048), (240, 320)):
+        image, _ = CONFIG.sizes_for(frame, (320, 640))
+        seen = transforms.content_size(frame, (320, 640), zoom=0.5)
+        assert all(abs(n / 2 - m) <= 1 for n, m in zip(image, seen, strict=True))
 
 
-@pytest.mark.parametrize("size", [(375, 1242), (60, 60), (32, 64), (7, 200), (200, 7), (1, 1), (17, 31)])
-def test_inference_sees_the_image_that_evaluation_clips_have(size):
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    clip = Clips(OneFrame(image), ClipFormat((32, 64), (16, 32), 32))[0]
-    assert torch.equal(fit_frame(image, (32, 64)), clip["image"])
+def test_labels_are_resized_by_the_nearest_centre():
+    labels = np.arange(6).reshape(2, 3)
+    assert nearest(labels, (4, 6)).tolist() == np.kron(labels, np.ones((2, 2), int)).tolist()
+    assert nearest(labels, (1, 3)).tolist() == [[3, 4, 5]]
 
 
-@pytest.mark.parametrize("size", [(375, 1242), (60, 60), (16, 32), (7, 200), (3, 5), (1, 1), (100, 20)])
-def test_a_mask_comes_back_at_the_size_of_its_frame_by_nearest_neighbour(size):
-    height, width = content_size(size, CONFIG.mask_size)
-    mask = np.full(CONFIG.mask_size, -1, np.int32)  # -1 in the padding, a number of its own in each other pixel
-    mask[:height, :width] = np.arange(height * width).reshape(height, width)
-    full = restore(mask, size)
-    assert full.shape == size and full.min() >= 0
-    for y in range(0, size[0], max(size[0] // 9, 1)):
-        for x in range(0, size[1], max(size[1] // 9, 1)):
-            row, column = int((y + 0.5) * height / size[0] + 1e-6), int((x + 0.5) * width / size[1] + 1e-6)
-            assert full[y, x] == row * width + column
+def test_scores_are_interpolated_before_the_decision():
+    """Two labels on four pixels in a row, twice as large: the border lies where their scores cross."""
+    labels = torch.tensor([[0, 0, 1, 1]])
+    sure = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    assert decide(labels, sure, (1, 8)).tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+    leaning = torch.tensor([[[1.0, 0.0], [0.6, 0.4], [0.0, 1.0], [0.0, 1.0]]])
+    # new centres lie at 3/4 and 1/4 of the way: 0.75 * 0.6 < 0.75 * 0.4 + 0.25 * 1
+    assert decide(labels, leaning, (1, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    assert decide(labels, sure, (1, 4)).tolist() == labels.tolist()
 
 
-def test_the_mask_keeps_its_proportion_to_another_image_size():
-    assert scaled_sizes(CONFIG, None) == ((32, 64), (16, 32))
-    assert scaled_sizes(CONFIG, [48, 80]) == ((48, 80), (24, 40))
-    patched = dataclasses.replace(CONFIG, patch=2)
-    assert scaled_sizes(patched, (50, 70)) == ((50, 70), (24, 36))
+def test_a_full_size_answer_is_that_of_interpolating_every_score():
+    torch.manual_seed(0)
+    scores = torch.rand(6, 10, 2)
+    labels = scores.argmax(dim=-1)
+    planes = torch.nn.functional.interpolate(scores.permute(2, 0, 1)[None], (15, 23), mode="bilinear")[0]
+    decided = decide(labels, scores, (15, 23))
+    neighbours = torch.nn.functional.interpolate(labels[None, None].float(), (15, 23), mode="bilinear")[0, 0]
+    mixed = (neighbours > 0) & (neighbours < 1)
+    assert torch.equal(decided[mixed], planes.argmax(dim=0)[mixed])
+    assert torch.equal(decided[~mixed].float(), neighbours[~mixed])
+
+
+def test_an_image_size_that_is_none_is_refused():
+    assert checked_size([48, 80]) == (48, 80)
     for wrong in ((0, 0), (-4, 32), (64,), (32, 10**6)):
         with pytest.raises(ConfigError, match="image_size"):
-            scaled_sizes(CONFIG, wrong)
+            checked_size(wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,13 +374,13 @@ def test_noise_depends_on_seed_video_and_frame(model):
 def test_the_history_reaches_the_model(model):
     """The third frame's answer depends on the masks of the first two, in both of their places."""
     predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
-    _, state = alone(predictor, video(5), 0)
+    _, state = alone(predictor, video(5, size=(32, 64)), 0)
     frame = torch.from_numpy(video(6, 1, (32, 64))[0].transpose(2, 0, 1).copy())[None]
-    base, _ = stream_step(model, frame, [CONTENT], [state], FEW)
+    base, _ = stream_step(model, frame, [state], FEW)
     for place in (0, 1):
         changed = dataclasses.replace(state, known=state.known.copy())
         changed.known[place] = False
-        other, _ = stream_step(model, frame, [CONTENT], [changed], FEW)
+        other, _ = stream_step(model, frame, [changed], FEW)
         assert not all(np.array_equal(a, b) for a, b in zip(base[0], other[0], strict=True))
 
 
@@ -401,8 +388,8 @@ def test_the_history_says_what_it_does_not_know_as_in_training():
     """A truck has no slot, as in training: unknown, not the slot of stuff."""
     state = StreamState(0)
     for _ in range(2):
-        _, _, state = advance(answer(CAR_5, (15, 3, 8, 8, 4, 4)), CONTENT, state, CONFIG, 4)
-    semantic, slot, known, slot_known = _history([state], CONFIG, CONTENT, "cpu")
+        _, _, state = advance(answer(CAR_5, (15, 3, 8, 8, 4, 4)), state, CONFIG, 4)
+    semantic, slot, known, slot_known = _history([state], CONFIG, (H, W), "cpu")
     truck = semantic == 15
     assert truck.any() and not slot_known[truck].any() and known.all() and slot_known[~truck].all()
     assert (slot[semantic == CAR] == 5).all()
@@ -412,7 +399,7 @@ def test_first_frames_and_later_ones_do_not_mix_in_one_batch(model):
     _, state = alone(VideoPredictor(model, FEW, device="cpu", mixed_precision="no"), video(0), 0)
     images = torch.zeros(2, 3, 32, 64, dtype=torch.uint8)
     with pytest.raises(ValueError, match="not both"):
-        stream_step(model, images, [CONTENT] * 2, [StreamState(0), state], FEW)
+        stream_step(model, images, [StreamState(0), state], FEW)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (31, 77), (32, 64), (200, 333)])

@@ -15,7 +15,6 @@ from model import CheckpointError, ConfigError, ModelConfig, Pix2SeqD, VideoPred
 from model import checkpoint as checkpoints
 from model.diffusion import LossConfig
 from model.pix2seq_d import MAX_PIXELS
-from model.streaming import scaled_sizes
 from model.training import TrainingConfig, fit
 from model.verify import Claim, Refused, verify
 
@@ -148,7 +147,7 @@ def test_a_configuration_that_no_weight_bears_out_is_bounded(changes):
 def test_a_mask_that_a_files_proportions_would_blow_up_is_refused():
     config = ModelConfig.from_dict(CONFIG.to_dict() | {"image_size": [8, 8], "mask_size": [2048, 2048]})
     with pytest.raises(ConfigError, match=f"{MAX_PIXELS:,} pixels at most"):
-        scaled_sizes(config, (384, 1248))
+        config.sizes_for((384, 1248), (384, 1248))
 
 
 def run(folder, resume=None, steps=1):
