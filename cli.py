@@ -11,7 +11,6 @@ import difflib
 import re
 import shutil
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -60,6 +59,8 @@ def run(main: Callable[[], int | None]) -> typing.NoReturn:
     except BrokenPipeError:  # whoever read our output has seen enough, as head does
         sys.stdout = None
         sys.exit(141)
+    except FloatingPointError as error:  # a training that diverges
+        fail(str(error), status=1)
     except OSError as error:  # a missing file, no permission, a full disk
         text = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader process, with its traceback
         fail(f"{error.filename}: {error.strerror}" if error.filename else text)
@@ -80,7 +81,7 @@ class Option:
     """One flag: `--name` with a default, a help text and, where it is one of a few, its choices.
 
     The type is the default's: a bool becomes `--name / --no-name`, a tuple takes several values. `kind` gives the type
-    where the default is None.
+    where the default is None. `-h` leaves out what is rare; `-h all` shows it.
     """
 
     name: str
@@ -90,6 +91,18 @@ class Option:
     kind: type | None = None
     nargs: int | str | None = None
     metavar: str | tuple | None = None
+    rare: bool = False
+
+
+class ShowHelp(argparse.Action):
+    """`-h`: the flags that people use; `-h all`: every flag."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for action in parser._actions:
+            if values != "all" and getattr(action, "rare", False):
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -136,10 +149,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             usage=usage, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False
         )
-        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # who reads it knows the flag
+        self.add_argument("-h", "--help", action=ShowHelp, nargs="?", help=argparse.SUPPRESS)
 
     def format_help(self) -> str:
-        """Groups without empty lines between them, so that train.py's ninety flags fit on two screens."""
+        """Groups without empty lines between them."""
         return re.sub(r"\)\n\n(?=\S.*:\n  --)", ")\n", super().format_help())
 
     def parse_args(self, args=None, namespace=None):
@@ -168,23 +181,22 @@ def add_options(parser: argparse.ArgumentParser, groups: dict[str, Iterable[Opti
             _add(group, option)
 
 
-def add_dataclass(parser: argparse.ArgumentParser, defaults: object, skip: Iterable[str] = ()) -> None:
-    """Add one flag for each field of a configuration dataclass; `metadata` gives its help, group and choices.
+def add_dataclass(
+    parser: argparse.ArgumentParser, defaults: object, title: str, common: Iterable[str] = (), skip: Iterable[str] = ()
+) -> None:
+    """Add one flag for each field of a configuration dataclass: `name: Annotated[type, help, choices]`.
 
-    defaults: an instance, whose values the help shows. A flag that is not given is None, so that `given` can tell.
+    defaults: an instance, whose values the help shows; common: fields that `-h` shows. A flag that is not given is
+    None, so that `given` can tell.
     """
-    hints = typing.get_type_hints(type(defaults))
-    groups = {group.title: group for group in parser._action_groups}
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(type(defaults), include_extras=True)
     for field in dataclasses.fields(defaults):
-        if field.name in skip:
-            continue
-        title = field.metadata.get("group", type(defaults).__name__)
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        kind, nargs = _value_type(hints[field.name])
-        text, choices = field.metadata.get("help", ""), field.metadata.get("choices", ())
-        option = Option(field.name, None, text, choices, kind, nargs)
-        _add(groups[title], option, shown=getattr(defaults, field.name))
+        if field.name not in skip:
+            hint, text, choices = (*typing.get_args(hints[field.name]), ())[:3]
+            kind, nargs = _value_type(hint)
+            option = Option(field.name, None, text, tuple(choices), kind, nargs, rare=field.name not in common)
+            _add(group, option, shown=getattr(defaults, field.name))
 
 
 def given(args: argparse.Namespace, cls: type) -> dict[str, object]:
@@ -195,8 +207,6 @@ def given(args: argparse.Namespace, cls: type) -> dict[str, object]:
 
 def _value_type(hint) -> tuple[type, str | None]:
     """A field's annotation -> (type of one value, nargs)."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], "+"
     return hint, None
@@ -216,4 +226,5 @@ def _add(group, option: Option, shown: object = None) -> None:
         nargs = option.nargs or ("+" if several else None)
         how = {"type": kind, "nargs": nargs, "metavar": option.metavar or names.get(kind, "PATH")}
         how |= {"choices": option.choices} if option.choices else {}
-    group.add_argument(f"--{option.name}", default=default, help=text, **how).shown = shown
+    action = group.add_argument(f"--{option.name}", default=default, help=text, **how)
+    action.shown, action.rare = shown, option.rare

@@ -29,8 +29,8 @@ with cli.imports():
     import numpy as np  # noqa: F401  (what metrics and data need; named here so that a lack of it is told in one line)
     from tqdm import tqdm
 
-    from data.export import export_cityscapes, export_kitti_step, write_json
-    from data.label_files import CITYSCAPES, SPLITS, LabelFile, find_labels, read_header, read_labels, split_of
+    from data.io.export import export_cityscapes, export_kitti_step, write_json
+    from data.io.label_files import CITYSCAPES, SPLITS, LabelFile, find_labels, read_header, read_labels, split_of
     from data.labels import CAR, CLASS_NAMES, NUM_CLASSES, PERSON, THINGS, DataError
     from metrics import Evaluation
 

@@ -1,15 +1,14 @@
 """Run a trained model over video: panoptic PNGs, tracks and an overlay, frame after frame.
 
-    python inference.py                                                     data/input -> data/output
-    python inference.py --input_folder my_video.mp4 --overlay mp4           a video file
-    python inference.py --input_folder FRAMES --checkpoint results/streets/model-tiny.pt
-    python inference.py --input_folder IMAGES --independent_frames          images that are no video
+    python inference.py                                                data/input -> data/output
+    python inference.py --input_folder my_video.mp4 --overlay mp4      a video file
+    python inference.py --input_folder IMAGES --independent_frames     images that are no video
+    torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
 Input: a folder of images, a folder of such folders (one video each), images named
-<sequence>_<frame>_leftImg8bit.png (grouped by sequence), or a video file. Output, in the frames' size: RGB PNGs named
-<sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id), tracks.jsonl with a
-line a frame, and <sequence>_overlay.gif. Started again on a half-done folder it goes on where it stopped. Several
-processes (torchrun --nproc_per_node 8 inference.py) share the videos.
+<sequence>_<frame>_leftImg8bit.png (grouped by sequence), or a video file. Output, at the frames' size:
+<sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id),
+tracks.jsonl with one line a frame, and <sequence>_overlay.gif. Run it again to continue.
 """
 
 import contextlib
@@ -26,54 +25,56 @@ with cli.imports():
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from data.inputs import Sequence, find_sequences
+    from data.io.inputs import Sequence, find_sequences
+    from data.io.lock import sole_writer
+    from data.io.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
+    from data.io.video import video_length
     from data.labels import DataError
-    from data.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
-    from data.video import video_length
-    from folders import sole_writer
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
-    from model.diffusion import SAMPLERS
-    from model.tracking import adopt
+    from model.diffusion.samplers import SAMPLERS
+    from model.stream.tracks import adopt
 
-DEMO_WEIGHTS = Path("results/streets/model-tiny.pt")
+TRAINED = Path("results/train/model-latest.pt")
+SHIPPED = Path("results/pretrained/model-tiny.pt")
 
 OPTIONS = {
     "files": [
         cli.Option("input_folder", Path("data/input"), "folder of images, folder of such folders, or a video file"),
         cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
-        cli.Option("checkpoint", Path("results/train/model-latest.pt"), "weights"),
+        cli.Option("checkpoint", None, f"weights; none: {TRAINED}, else {SHIPPED}", kind=Path),
         cli.Option("overlay", "gif", "film of each video under its masks", ("none", "gif", "mp4", "webp")),
-        cli.Option("colorblind", False, "the overlay in colours that all kinds of colour vision tell apart"),
-        cli.Option("fps", None, "frames a second of the overlay; none: the video's own, 10 of images", kind=float),
-        cli.Option("skip_bad_files", False, "start although some images cannot be read; they are listed at the end"),
-        cli.Option("restart", False, "do not go on with a half-done output folder, start over"),
+        cli.Option("colorblind", False, "overlay colours that all kinds of colour vision tell apart", rare=True),
+        cli.Option("fps", None, "frames a second of the overlay; none: the video's, or 10", kind=float, rare=True),
+        cli.Option("skip_bad_files", False, "go on without images that cannot be read, and list them", rare=True),
+        cli.Option("restart", False, "do not continue a half-done output folder, start over", rare=True),
     ],
-    "sampling": [
-        cli.Option("first_steps", 20, "denoising steps of a frame without history"),
-        cli.Option("steps", 8, "denoising steps of each frame after it"),
-        cli.Option("fresh", True, "all but one of those steps without history, whose errors would be copied for ever"),
-        cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone"),
-        cli.Option("sampler", "ddim", "how a step is made", tuple(SAMPLERS)),
-        cli.Option("time_difference", 0.0, "asymmetric time intervals, as a fraction of the time range"),
-        cli.Option("min_area", 4, "instances of fewer mask pixels are dropped"),
+    "sampling (none: what the checkpoint recommends)": [
+        cli.Option("first_steps", None, "denoising steps of a frame without history", kind=int),
+        cli.Option("steps", None, "denoising steps of each frame after it", kind=int),
+        cli.Option("time_difference", None, "asymmetric time intervals, a fraction of the time range", kind=float),
+        cli.Option("sampler", None, "how a step is made", tuple(SAMPLERS)),
         cli.Option("seed", 42, "of the noise"),
-        cli.Option("merge", 0.5, "a slot is part of one that is this likely for its pixels, relative to it; 0: never"),
-        cli.Option("max_gap", 5, "frames for which a track may be lost and still go on where it was; 0: none"),
+        cli.Option("fresh", True, "all but one of the steps without history, so that its errors go", rare=True),
+        cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone", rare=True),
+        cli.Option("min_area", 4, "instances of fewer mask pixels are dropped", rare=True),
+        cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never", rare=True),
+        cli.Option("max_gap", 5, "frames for which a lost track can still be found again; 0: none", rare=True),
     ],
     "history": [
-        cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as they are there"),
+        cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as given"),
         cli.Option("independent_frames", False, "images that are no video: no frame has a history"),
     ],
     "machine": [
         cli.Option("device", "auto", "where to compute", ("auto", "cuda", "cpu")),
-        cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
-        cli.Option("image_size", None, "size whose area frames are brought to; none: the model's", kind=int, nargs=2),
-        cli.Option("batch_videos", 1, "videos predicted side by side"),
-        cli.Option("compile", False, "the network compiled, on a GPU (on a CPU it does not pay); not yet run on one"),
-        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU; not yet run on one"),
-        cli.Option("quiet", False, "no progress bar"),
+        cli.Option("mixed_precision", "auto", "autocast type", ("auto", "no", "bf16", "fp16")),
+        cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
+        cli.Option("batch_videos", 1, "videos predicted side by side", rare=True),
+        cli.Option("compile", False, "compile the network, on a GPU; not yet run on one", rare=True),
+        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU; not yet run on one", rare=True),
+        cli.Option("quiet", False, "no progress bar", rare=True),
     ],
 }  # fmt: skip
+SAMPLING = next(group for title, group in OPTIONS.items() if title.startswith("sampling"))
 
 
 def main() -> int:
@@ -84,7 +85,8 @@ def main() -> int:
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
-    sampling = StreamConfig(**{option.name: getattr(args, option.name) for option in OPTIONS["sampling"]})
+    sampling = {o.name: getattr(args, o.name) for o in SAMPLING if getattr(args, o.name) is not None}
+    StreamConfig(**sampling)
     sequences = inputs(args.input_folder)
     if not (args.quiet or args.independent_frames):
         tell_gaps(sequences)
@@ -95,7 +97,8 @@ def main() -> int:
     check_given(sequences, args.output_folder, args.use_frames_before)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
-    version = args.checkpoint.stat().st_mtime_ns if args.checkpoint.exists() else None
+    args.checkpoint = checkpoint_of(args, processes)
+    version = args.checkpoint.stat().st_mtime_ns
     predictor = load(args, sampling, processes)
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +120,7 @@ def write_all(
 
     version: the time of change of the checkpoint before it was read.
     """
-    flags = {
-        name: getattr(args, name) for group in ("sampling", "history") for name in (o.name for o in OPTIONS[group])
-    }
+    flags = vars(predictor.config) | {option.name: getattr(args, option.name) for option in OPTIONS["history"]}
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
     if args.checkpoint.stat().st_mtime_ns != version:
@@ -153,9 +154,9 @@ def inputs(path: Path) -> list[Sequence]:
         if path != OPTIONS["files"][0].default:
             raise
         cli.fail(
-            f"{error}. To try it out with sample frames and the shipped weights:\n"
+            f"{error}. To try it out with synthetic frames:\n"
             "  python -m data.streets --split test --output_folder data/sample\n"
-            f"  python inference.py --input_folder data/sample --checkpoint {DEMO_WEIGHTS}"
+            "  python inference.py --input_folder data/sample"
         )
 
 
@@ -191,19 +192,30 @@ def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
             raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
 
 
-def load(args, sampling: StreamConfig, processes: PartialState) -> VideoPredictor:
-    """The predictor of the checkpoint, on this process's device; where there is none, say which there are."""
-    if not args.checkpoint.exists():
-        hint = f"; the demo's weights are {DEMO_WEIGHTS}" if DEMO_WEIGHTS.exists() else ""
-        raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or name one by --checkpoint{hint}")
+def checkpoint_of(args, processes: PartialState) -> Path:
+    """The weights that are asked for, else the trained ones, else the shipped ones. Raises CheckpointError."""
+    if args.checkpoint is not None:
+        if not args.checkpoint.exists():
+            raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or leave --checkpoint out")
+        return args.checkpoint
+    found = next((path for path in (TRAINED, SHIPPED) if path.exists()), None)
+    if found is None:
+        raise CheckpointError(f"there are no weights: neither {TRAINED} nor {SHIPPED}; name a file by --checkpoint")
+    if processes.is_main_process and not args.quiet:
+        print(f"weights: {found}")
+    return found
+
+
+def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
+    """The predictor of the checkpoint, on this process's device. sampling: what differs from what it recommends."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
     predictor = VideoPredictor.from_checkpoint(
         args.checkpoint,
-        config=sampling,
         device=processes.device,
         mixed_precision=args.mixed_precision,
         image_size=args.image_size,
+        **sampling,
     )
     predictor.only_infer(args.cuda_graphs, args.compile)
     return predictor

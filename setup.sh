@@ -74,7 +74,7 @@ demo() {
     local world=results/demo/world out=results/demo/output
     .venv/bin/python -m data.streets --output_folder "$world" --split test --videos 3 --frames 24
     .venv/bin/python inference.py --input_folder "$world/kitti_out/video_sequence/test" --output_folder "$out" \
-        --checkpoint results/streets/model-tiny.pt --first_steps 4 --steps 5 --time_difference 0.5 --overlay gif
+        --checkpoint results/pretrained/model-tiny.pt --overlay gif
     .venv/bin/python evaluate.py --predictions "$out" --ground_truth "$world" --split test --json results/demo/figures.json
     say ""
     say "Masks, tracks.jsonl and overlay GIFs are in $out:"

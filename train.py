@@ -1,42 +1,131 @@
-"""Train Pix2Seq-D on video: KITTI-STEP, from pre-trained weights, or the built-in world from scratch.
+"""Train Pix2Seq-D on video: KITTI-STEP, from pre-trained weights.
 
-    python train.py --init results/pretrain/model-latest.pt                    KITTI-STEP, as published
-    python train.py --preset tiny --dataset streets --backbone_weights none    the built-in world, on a CPU
-    python train.py --dataset kitti_step streets --dataset_weights 0.8 0.2     a mixture
-    torchrun --nproc_per_node 8 train.py                                       eight GPUs, the same training
+    python train.py --init results/pretrain/model-latest.pt                     KITTI-STEP
+    python train.py --dataset kitti_step streets --dataset_weights 0.8 0.2      a mixture
+    python train.py --preset tiny --dataset streets                             the built-in world, on a CPU
+    torchrun --nproc_per_node 8 train.py                                        eight GPUs, the same training
 
-The same command again goes on from the newest checkpoint in --results_folder, to the bit. --dry_run prints the
-resolved configuration. The defaults below are those of the preset that the command names.
+Run the same command again to continue. -h all shows every flag.
 """
+
+import json
+from pathlib import Path
 
 import cli
 
 with cli.imports():
-    import recipe
+    from accelerate.utils import set_seed
 
-OPTIONS = recipe.options(
-    dataset=("kitti_step",),
-    data_root_help="of each data set; none: data/KittiSTEP, downloaded if missing, 15.6 GB",
-    results_folder="results/train",
-)
+    from data.io.export import write_json
+    from data.io.lock import sole_writer
+    from data.labels import CLASS_NAMES
+    from data.sets.registry import DATASETS
+    from model import PRESETS
+    from training.fit import fit
+    from training.options import describe, parse
+    from training.samples import in_words, open_sources, training_stream, validation_source, with_tracks
+    from training.start import initial_model, start_accelerator, tracked
+    from training.validation import HeldOut
 
-# Where a preset's training differs from the defaults of its dataclasses; steps and warmup in optimizer steps,
-# batch_size in samples. small and base: the published fine-tuning (arXiv 2210.06366, appendix).
-# tiny: from scratch, on a CPU.
-RECIPES = {
-    "tiny": {
-        "steps": 1_600, "batch_size": 8, "optimizer": "muon", "lr": 5e-3, "warmup": 30, "ema_decay": 0.998,
-        "time_power": 3.0, "loss_stride": 2, "stuff_by_class": True, "instance_weight": 0.3, "slot_order": "position",
-        "history_absent": 0.4, "history_corruption": 0.5, "corruption_drop": 0.2, "corruption_shift": 4,
-        "corruption_coarse": 12, "corruption_split": 0.1, "corruption_merge": 0.1,
-    },
-    "small": {"steps": 50_000, "batch_size": 32, "lr": 3e-5, "warmup": 1_000, "ema_decay": 0.99},
-    "base": {"steps": 50_000, "batch_size": 32, "lr": 1e-5, "warmup": 1_000, "ema_decay": 0.99, "recompute": True},
+OPTIONS = {
+    "run": [
+        cli.Option("preset", "small", "size of the model and its recipe", choices=tuple(PRESETS)),
+        cli.Option("results_folder", Path("results/train"), "checkpoints, log.jsonl and pictures", kind=Path),
+        cli.Option("init", None, "checkpoint whose weights a new run starts from", kind=Path),
+        cli.Option("backbone_weights", "auto", "auto, coco, imagenet, none or a file"),
+        cli.Option("dry_run", False, "print the resolved configuration and stop"),
+        cli.Option("quiet", False, "no progress bar", rare=True),
+        cli.Option("log_with", None, "also log to these", nargs="+", choices=("tensorboard", "wandb"), rare=True),
+    ],
+    "data": [
+        cli.Option("dataset", ("kitti_step",), "one or several data sets", choices=tuple(DATASETS)),
+        cli.Option("data_root", None, "folder of each; none: data/KittiSTEP", nargs="+", metavar="PATH"),
+        cli.Option("dataset_weights", None, "share of each data set; none: by length", kind=float, nargs="+"),
+        cli.Option("cache", None, "folder of frames at training size, decoded once", kind=Path),
+        cli.Option("history_from", None, "checkpoint whose predictions are history, too", kind=Path, rare=True),
+        cli.Option("skip_bad_files", False, "go on without files that cannot be read", rare=True),
+        cli.Option("streets_videos", 400, "videos of 24 frames of the built-in world", rare=True),
+        cli.Option("validate_videos", 4, "held-out videos for validation; 0: no validation", rare=True),
+        cli.Option("validate_frames", 12, "frames of each", rare=True),
+    ],
+    "machine": [
+        cli.Option("device", "auto", "where to compute", choices=("auto", "cuda", "cpu")),
+        cli.Option("mixed_precision", "auto", "autocast type", choices=("auto", "no", "bf16", "fp16")),
+    ],
+}
+
+# Where a preset differs from the defaults of training/config.py, model/diffusion/loss.py, data/clips/history.py and
+# data/clips/transforms.py. small and base: the published fine-tuning (arXiv 2210.06366, appendix).
+RECIPE = {
+    # field                 tiny         small        base
+    "steps":               (4_000,       50_000,      50_000),       # optimizer steps
+    "batch_size":          (8,           32,          32),           # samples of one step
+    "optimizer":           ("muon",      "adamw",     "adamw"),
+    "lr":                  (3e-3,        3e-5,        1e-5),
+    "backbone_lr":         (0.06,        1.0,         1.0),          # share of lr
+    "warmup":              (50,          1_000,       1_000),        # steps
+    "ema_decay":           (0.998,       0.99,        0.99),
+    "sampling":            ((4, 2, 0.5), (20, 8, 0.0), (20, 8, 0.0)),  # first and later steps, time difference
+    "recompute":           (False,       False,       True),         # gradient checkpointing
+    "time_power":          (3.0,         1.0,         1.0),          # t = u^(1 / power)
+    "loss_stride":         (3,           1,           1),            # mask pixels
+    "stuff_by_class":      (True,        False,       False),
+    "instance_weight":     (0.3,         0.2,         0.2),          # exponent of 1 / (area + 1)
+    "slot_order":          ("position",  "random",    "random"),
+    "history_absent":      (0.4,         0.0,         0.0),          # share of clips
+    "synthetic_history":   (0.4,         0.0,         0.0),          # share of still clips
+    "history_corruption":  (0.5,         0.0,         0.0),          # share of history masks
+    "corruption_drop":     (0.2,         0.2,         0.2),          # share of instances
+    "corruption_shift":    (4,           2,           2),            # mask pixels
+    "corruption_coarse":   (12,          1,           1),            # mask pixels
+    "corruption_split":    (0.1,         0.0,         0.0),          # share of instances
+    "corruption_merge":    (0.1,         0.0,         0.0),          # share of instances
+    "scale_range":         ((0.8, 1.8),  (0.8, 1.5),  (0.8, 1.5)),
+    "focus":               (0.5,         0.0,         0.0),          # share of crops around a thing
+    "paste":               (0.5,         0.0,         0.0),          # share of still clips
 }  # fmt: skip
 
 
 def main() -> None:
-    recipe.run(recipe.parse(__doc__, OPTIONS, RECIPES))
+    args, settings = parse(__doc__, OPTIONS, RECIPE)
+    if args.dry_run:
+        print(json.dumps(describe(args, settings), indent=2))
+        return
+    folder = args.results_folder
+    with cli.writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator = start_accelerator(args)
+    with sole_writer(folder, "--results_folder", accelerator):
+        set_seed(settings.training.seed)
+
+        # Data, before any weights are fetched
+        sources = open_sources(args, settings.model, "train")
+
+        # Resume, init or scratch
+        model, resume = initial_model(with_tracks(settings.model, sources), args, accelerator)
+        settings = settings._replace(model=model.config)
+
+        # Samples
+        samples = training_stream(args, settings, sources, accelerator)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        accelerator.print(
+            f"{parameters:.1f} M parameters, {in_words(sources)} frames, {accelerator.mixed_precision} on "
+            f"{accelerator.device}; results in {folder}"
+        )
+
+        # Validation
+        validate = picture = None
+        if args.validate_videos:
+            held_out = HeldOut(validation_source(args, model.config), args, settings.training.stream, accelerator)
+            validate, picture = held_out.validate, held_out.picture
+
+        # Fit
+        if accelerator.is_main_process:
+            write_json(folder / "config.json", describe(args, settings))
+        extra = {"classes": list(CLASS_NAMES), "sampling": settings.training.stream, "data": args.dataset}
+        _, training, loss, *_ = settings
+        with tracked(accelerator, args, *settings):
+            fit(model, loss, training, samples, folder, accelerator, resume, validate, extra, args.quiet, picture)
 
 
 if __name__ == "__main__":

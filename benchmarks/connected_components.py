@@ -1,6 +1,6 @@
 """The reference that costs nothing: the same weights' semantic map, components as instances, overlap as tracking.
 
-    python benchmarks/connected_components.py --checkpoint results/streets/model-tiny.pt \
+    python benchmarks/connected_components.py --checkpoint results/pretrained/model-tiny.pt \
         --input_folder FRAMES --output_folder results/runs/components
     python evaluate.py --predictions results/runs/components --ground_truth FRAMES
 
@@ -22,16 +22,16 @@ with cli.imports():
     from torch.nn import functional as F
     from tqdm import tqdm
 
-    from data.inputs import find_sequences
+    from data.io.inputs import find_sequences
     from data.labels import DataError, write_panoptic
     from model import VideoPredictor
-    from model.geometry import fit_frame, nearest
+    from model.stream.resize import fit_frame, nearest
 
 OPTIONS = {
     "files": [
         cli.Option("input_folder", Path("data/input"), "folder of frames"),
         cli.Option("output_folder", Path("results/runs/components"), "folder for the predictions"),
-        cli.Option("checkpoint", Path("results/streets/model-tiny.pt"), "weights"),
+        cli.Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "weights"),
         cli.Option("min_area", 4, "components of fewer mask pixels have no id of their own"),
         cli.Option("device", "cpu", "where to compute", ("cpu", "cuda")),
     ]

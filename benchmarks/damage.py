@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.archives import unpack
-from data.cityscapes import read_target
-from data.inputs import find_sequences
-from data.label_files import find_labels, read_labels
+from data.io.inputs import find_sequences
+from data.io.label_files import find_labels, read_labels
+from data.io.predictions import check_files
 from data.labels import encode_panoptic, read_image, read_panoptic
-from data.predictions import check_files
+from data.sets.archives import unpack
+from data.sets.cityscapes import read_target
 from model import ModelConfig, Pix2SeqD, VideoPredictor
 from model import checkpoint as checkpoints
-from model.bookkeeping import Log
+from training.log import Log
 
 OURS = ("DataError", "CheckpointError", "ConfigError", "DownloadError")
 SECONDS = 20  # a case that takes longer hangs

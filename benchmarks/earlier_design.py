@@ -31,7 +31,7 @@ with cli.imports():
     from torch import Tensor
 
     from model import ModelConfig, Pix2SeqD
-    from model.encoder import Features
+    from model.network.encoder import Features
 
 STEPS = 100  # of denoising, each frame
 BATCH = 2

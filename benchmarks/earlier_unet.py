@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks.earlier_design import EarlierDesign
 from model import ModelConfig
-from model.encoder import Features
-from model.layers import TimeEmbedding
+from model.network.encoder import Features
+from model.network.layers import TimeEmbedding
 
 HEADS, HEAD_DIM = 4, 32
 EMBEDDING = 24  # channels of the image's features that join the input

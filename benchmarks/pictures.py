@@ -19,9 +19,9 @@ import cli
 with cli.imports():
     from PIL import Image
 
-    from data import figures, render
+    from data.draw import figures, render
+    from data.draw.shown import PLACES, Frames, Shown, last_inference, load_frames
     from data.labels import CLASS_NAMES
-    from data.shown import PLACES, Frames, Shown, last_inference, load_frames
 
 OPTIONS = {
     "pictures": [

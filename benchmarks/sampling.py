@@ -1,6 +1,6 @@
 """Quality over sampling: STQ on held-out Streets videos for numbers of steps, time differences and samplers.
 
-    python benchmarks/sampling.py --checkpoint results/streets/model-tiny.pt              the curve over steps
+    python benchmarks/sampling.py --checkpoint results/pretrained/model-tiny.pt              the curve over steps
     python benchmarks/sampling.py --settings 20,8,0 20,8,0.4 --frames 200 --videos 4      chosen ones, longer videos
 
 A setting is first_steps,steps,time_difference[,sampler]. Videos are of Streets' split `test`, which no training sees,
@@ -22,13 +22,13 @@ with cli.imports():
     from tqdm import tqdm
 
     from data.labels import CLASS_NAMES
-    from data.streets import TRACKED, render_video, tracked_only
+    from data.streets.source import TRACKED, render_video, tracked_only
     from metrics import Evaluation
     from model import StreamConfig, StreamState, VideoPredictor
 
 OPTIONS = {
     "what": [
-        cli.Option("checkpoint", Path("results/streets/model-tiny.pt"), "weights"),
+        cli.Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "weights"),
         cli.Option(
             "settings", ("1,1,0", "4,2,0", "8,4,0", "20,8,0", "50,20,0"), "first_steps,steps,time_difference ..."
         ),

@@ -43,7 +43,7 @@ with cli.imports():
     from model import PRESETS
 
 SECTIONS = tuple(speed_report.TITLES)
-TRAINED = Path("results/streets/model-tiny.pt")
+TRAINED = Path("results/pretrained/model-tiny.pt")
 
 OPTIONS = {
     "what": [

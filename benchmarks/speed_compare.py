@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import recipe
 import train
 from benchmarks import earlier_design
 from benchmarks.earlier_design import EarlierDesign
@@ -30,12 +29,14 @@ from benchmarks.speed_timing import (
     row,
 )
 from benchmarks.speed_training import Stepper, batch_of, clips, loader_rates, rendered, repeat
-from data import predictions
+from data.io import predictions
 from model import ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
-from model.diffusion import SAMPLERS, LossConfig, denoiser_of
-from model.loop import cast_weights, fold_norms
-from model.schedule import sampling_times
-from model.training import TrainingConfig
+from model.diffusion.loss import LossConfig
+from model.diffusion.samplers import SAMPLERS, denoiser_of
+from model.diffusion.schedule import sampling_times
+from model.stream.fast import cast_weights, fold_norms
+from training import options
+from training.config import TrainingConfig
 
 NOT_OF_A_GPU = "not measured: needs a CUDA GPU"
 
@@ -107,7 +108,7 @@ def _against_in_training(setup: Setup, preset: str, reference: EarlierDesign, no
     """Training steps of both in turn. The reference's is the mean of one with and one without the first estimate."""
     plain, loss = dataclasses.replace(setup, mixed_precision="no", compile=False), LossConfig(instance_weight=0.0)
     then = Stepper(plain, reference, TrainingConfig(), loss, earlier_design.BATCH)
-    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
+    _, training, loss, *varied = options.preset_settings(preset, train.RECIPE)
     ours = Stepper(setup, build(now)[0], training, loss, earlier_design.BATCH)
     batches = []
     for config in (reference.config, now):
@@ -215,7 +216,7 @@ def compiling(setup: Setup, preset: str) -> Row:
 def compiling_training(setup: Setup, preset: str) -> Row:
     """torch.compile of the whole network in training, of one batch again and again."""
     config = config_of(preset, setup.image_size)
-    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
+    _, training, loss, *varied = options.preset_settings(preset, train.RECIPE)
     size = batch_of(setup, preset, training)
     stream = clips(rendered(setup.folder, config), config, varied)
     batch = torch.utils.data.default_collate([stream[n] for n in range(size)])

@@ -3,13 +3,14 @@ loader. The work is counted on tensors without values, so that this takes second
 
 import torch
 
-import recipe
 import train
 from benchmarks.speed_inference import sizes
 from benchmarks.speed_timing import Row, Setup, config_of, gflops
 from benchmarks.speed_training import loader_rates
 from model import PRESETS, ModelConfig, Pix2SeqD
-from model.diffusion import Draws, LossConfig, training_loss
+from model.diffusion.draws import Draws
+from model.diffusion.loss import LossConfig, training_loss
+from training import options
 
 # Published: steps and batch
 FULL_TRAINING = {"Cityscapes pre-training": (30_000, 16), "KITTI-STEP training": (50_000, 32)}
@@ -22,7 +23,7 @@ def estimate(setup: Setup) -> list[Row]:
     rows = []
     for preset in [name for name in PRESETS if name != "tiny"]:
         config = config_of(preset, setup.image_size)
-        loss = recipe.preset_configs(preset, train.RECIPES)[2]
+        loss = options.preset_settings(preset, train.RECIPE)[2]
         work = work_of(config, loss)
         rows.append(Row(f"{preset}: work of a training sample", work, "GFLOP", note=f"counted; {sizes(config)}"))
         a_second = RATE * SHARE / (work * 1e9)

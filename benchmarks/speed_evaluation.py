@@ -21,7 +21,7 @@ from cli import Option
 with cli.imports():
     import numpy as np
 
-    from data.label_files import find_labels, read_labels
+    from data.io.label_files import find_labels, read_labels
     from metrics import Evaluation, co_occurrence
 
 HEIGHT, WIDTH = 375, 1242  # pixels, of most KITTI frames

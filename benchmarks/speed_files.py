@@ -16,7 +16,7 @@ from pathlib import Path
 import inference
 from benchmarks.speed_timing import Row, Setup, build, config_of, peak_mb, row
 from data.labels import write_image
-from data.streets import render_video
+from data.streets.source import render_video
 from model import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]

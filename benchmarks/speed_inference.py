@@ -18,7 +18,7 @@ from benchmarks.speed_timing import (
     share_of_rate,
 )
 from model import ModelConfig, StreamConfig, VideoPredictor
-from model.schedule import sampling_times
+from model.diffusion.schedule import sampling_times
 
 
 def autocast(predictor: VideoPredictor):

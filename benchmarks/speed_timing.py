@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import PRESETS, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
-from model.streaming import precision
+from model.stream.predictor import precision
 
 
 class Row(NamedTuple):

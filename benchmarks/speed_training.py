@@ -13,21 +13,23 @@ from ema_pytorch import EMA
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import recipe
 import train
 from benchmarks.speed_timing import Row, Setup, apart, build, config_of, gflops, row, share_of_rate
-from data.cache import Cached
-from data.clips import ClipFormat, Clips
-from data.frames import FrameSource
-from data.kitti_step import KittiStep
+from data.clips.cache import Cached
+from data.clips.clips import ClipFormat, Clips
+from data.clips.mixture import TrainingStream
 from data.labels import write_image, write_panoptic
-from data.mixture import TrainingStream
-from data.streets import Streets, render_video, tracked_only
+from data.sets.frames import FrameSource
+from data.sets.kitti_step import KittiStep
+from data.streets.source import Streets, render_video, tracked_only
 from model import ModelConfig, Pix2SeqD
-from model.diffusion import LossConfig, draw, training_loss
-from model.optimizer import build_optimizer
-from model.streaming import precision
-from model.training import TrainingConfig, to_device
+from model.diffusion.draws import draw
+from model.diffusion.loss import LossConfig, training_loss
+from model.stream.predictor import precision
+from training import options
+from training.config import TrainingConfig
+from training.fit import to_device
+from training.optimizer import build_optimizer
 
 PARTS = ("data", "forward", "backward", "optimizer")
 CPU_BATCH = {"tiny": 16, "small": 2, "base": 1}  # samples of a step, where there is no GPU
@@ -179,7 +181,7 @@ def batch_of(setup: Setup, preset: str, training: TrainingConfig) -> int:
 def _steps(setup: Setup, preset: str) -> tuple[list[dict[str, float]], float, int]:
     """The marks of a preset's training steps, their work in GFLOP, and their batch; called in a process of its own."""
     config = config_of(preset, setup.image_size)
-    _, training, loss, *varied = recipe.preset_configs(preset, train.RECIPES)
+    _, training, loss, *varied = options.preset_settings(preset, train.RECIPE)
     batch = batch_of(setup, preset, training)
     samples = clips(rendered(setup.folder, config), config, varied)
     batches = loader(samples, batch, workers=0 if setup.quick else 1, pin=setup.cuda)
@@ -207,7 +209,7 @@ def training(setup: Setup, preset: str, rates: dict[str, float]) -> list[Row]:
 def loader_rates(setup: Setup, preset: str) -> dict[str, list[float]]:
     """Samples a second of one loader process: from the built-in world, from PNGs, from PNGs through the cache."""
     config = config_of(preset, setup.image_size)
-    varied = recipe.preset_configs(preset, train.RECIPES)[3:]
+    varied = options.preset_settings(preset, train.RECIPE)[3:]
     source = pngs(setup.folder, PNG_SIZE if not setup.quick else (48, 160))
     cached = Cached(source, config.image_size, setup.folder / "cache")
     cached.fill(quiet=True)

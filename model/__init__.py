@@ -1,8 +1,10 @@
 """The network and its training: takes tensors, knows no data set and no file layout."""
 
 from model.checkpoint import CheckpointError
-from model.pix2seq_d import PRESETS, ConfigError, ModelConfig, Pix2SeqD
-from model.streaming import Panoptic, StreamConfig, StreamState, VideoPredictor
+from model.network.config import PRESETS, ConfigError, ModelConfig
+from model.network.pix2seq_d import Pix2SeqD
+from model.stream.predictor import Panoptic, StreamState, VideoPredictor
+from model.stream.step import StreamConfig
 
 __all__ = [
     "PRESETS",

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
-from model.pix2seq_d import ConfigError, ModelConfig, Pix2SeqD
+from model.network.config import ConfigError, ModelConfig
+from model.network.pix2seq_d import Pix2SeqD
 
 WEIGHTS = "model.safetensors"
 TEMPLATE = """---

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.clips import ClipFormat, FrameRef
+from data.clips.clips import ClipFormat
 from data.labels import CAR, PERSON, VOID, DataError, write_image, write_panoptic
+from data.sets.frames import FrameRef
 
 FORMAT = ClipFormat(image_size=(48, 96), mask_size=(24, 48), slots=16, history_offsets=(-2, -1))
 NO_COLOR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}

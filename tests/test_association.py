@@ -6,9 +6,9 @@ import torch
 from small import CONFIG, lively_model
 
 from model import ConfigError, StreamConfig, VideoPredictor
-from model.association import Seen, best_pairs, moved, remembered, same_tracks
-from model.streaming import stream_step
-from model.tracking import StreamState, adopt, advance, follow
+from model.stream.association import Seen, best_pairs, moved, remembered, same_tracks
+from model.stream.step import stream_step
+from model.stream.tracks import StreamState, adopt, advance, follow
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size

@@ -11,13 +11,13 @@ from running import call
 from serving import BODY, SHA
 from small import FLAGS
 
-from data import backbones
-from data.backbones import FILES, WeightFile, backbone_file
-from data.download import DownloadError
 from data.labels import DataError
+from data.sets.download import DownloadError
 from model import CheckpointError
-from model.backbones import load_backbone
-from model.encoder import ImageEncoder
+from model.network.backbones import load_backbone
+from model.network.encoder import ImageEncoder
+from training import backbone_weights as backbones
+from training.backbone_weights import FILES, WeightFile, backbone_file
 
 QUICK = {"timeout": 1.0, "backoff": 0.01, "quiet": True}
 

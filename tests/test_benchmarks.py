@@ -30,10 +30,12 @@ from benchmarks.earlier_unet import EarlierReference
 from benchmarks.speed_timing import Row, Setup
 from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
-from model.diffusion import SAMPLERS, LossConfig, denoiser_of, draw, training_loss
-from model.layers import position_encoding
-from model.schedule import gamma, sampling_times
-from model.training import to_device
+from model.diffusion.draws import draw
+from model.diffusion.loss import LossConfig, training_loss
+from model.diffusion.samplers import SAMPLERS, denoiser_of
+from model.diffusion.schedule import gamma, sampling_times
+from model.network.layers import position_encoding
+from training.fit import to_device
 
 THREE_CODES = dataclasses.replace(CONFIG, code_bits=(8, 8, 8), loss="mse", scale=1.0, self_conditioning=True)
 
@@ -214,11 +216,11 @@ def test_the_earlier_network_sees_all_that_it_is_given():
 
 
 def test_its_flags_give_its_configuration(monkeypatch):
-    import recipe
     import train
+    from training import options
 
     monkeypatch.setattr(sys, "argv", ["train.py", *earlier_design.flags((64, 128), (16, 32))])
-    model, _, loss, *_ = recipe.parse("", train.OPTIONS, train.RECIPES).configs
+    model, _, loss, *_ = options.parse("", train.OPTIONS, train.RECIPE)[1]
     expected = dataclasses.replace(earlier_design.CONFIG, image_size=(64, 128), mask_size=(16, 32))
     assert dataclasses.replace(model, backbone_norm=expected.backbone_norm) == expected
     assert loss.instance_weight == 0 and loss.self_conditioning_rate == 0.5

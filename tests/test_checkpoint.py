@@ -13,10 +13,10 @@ import pytest
 import torch
 from small import CONFIG
 
-import recipe
 from model import CheckpointError, Pix2SeqD, VideoPredictor
 from model import checkpoint as checkpoints
 from model.checkpoint import check_plain, load, newest, prune, save, saved_numbers
+from training.start import initial_model
 
 
 def content(step=None, value=0.0, **extra):
@@ -262,19 +262,20 @@ def file_of(model, path, step=None, **changes):
     return path
 
 
-def arguments(**values):
-    return SimpleNamespace(**{"preset": "tiny", "init": None, "backbone_weights": "none"} | values)
+def start(config, folder, say=str, **flags):
+    args = {"preset": "tiny", "init": None, "backbone_weights": "none", "results_folder": folder} | flags
+    return initial_model(config, SimpleNamespace(**args), SimpleNamespace(print=say, num_processes=1))
 
 
 def test_model_0_gives_its_weights_once_and_is_never_written(model, tmp_path):
     path = file_of(model, tmp_path / "model-0.pt", step=777)
     before = path.read_bytes()
     said = []
-    taken, resume = recipe.initial_model(CONFIG, arguments(), tmp_path, said.append)
+    taken, resume = start(CONFIG, tmp_path, said.append)
     assert resume is None and "model-0.pt" in said[0]
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in taken.state_dict().items())
     file_of(model, tmp_path / "model-latest.pt", step=4)
-    _, resume = recipe.initial_model(CONFIG, arguments(init=path), tmp_path, said.append)
+    _, resume = start(CONFIG, tmp_path, said.append, init=path)
     assert resume["training"]["step"] == 4 and "step 4" in said[1]
     assert path.read_bytes() == before
 
@@ -284,14 +285,14 @@ def test_init_comes_before_model_0_and_after_a_resume(model, tmp_path):
     torch.manual_seed(1)
     other = Pix2SeqD(CONFIG)
     init = file_of(other, tmp_path / "shared.pt")
-    taken, resume = recipe.initial_model(CONFIG, arguments(init=init), tmp_path, str)
+    taken, resume = start(CONFIG, tmp_path, str, init=init)
     assert resume is None and torch.equal(taken.encoder.stem[0].weight, other.encoder.stem[0].weight)
 
 
 @pytest.mark.parametrize("changes", [{"image_size": (48, 96), "mask_size": (24, 48)}, {"tracked": (11,)}])
 def test_another_size_never_keeps_weights_from_loading(model, tmp_path, changes):
     path = file_of(model, tmp_path / "a.pt", **changes)
-    taken, _ = recipe.initial_model(CONFIG, arguments(init=path), tmp_path / "run", str)
+    taken, _ = start(CONFIG, tmp_path / "run", str, init=path)
     assert taken.config == CONFIG
     predictor = VideoPredictor.from_checkpoint(path, device="cpu")
     frame = np.zeros((40, 70, 3), np.uint8)
@@ -307,7 +308,7 @@ def test_a_checkpoint_of_another_preset_is_refused_with_what_differs(model, tmp_
     path = file_of(model, tmp_path / "a.pt")
     wanted = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(CheckpointError, match=f"another configuration than --preset tiny: {said}"):
-        recipe.initial_model(wanted, arguments(init=path), tmp_path / "run", str)
+        start(wanted, tmp_path / "run", str, init=path)
 
 
 def test_weights_that_do_not_fit_their_configuration_are_refused(model, tmp_path):

@@ -9,10 +9,21 @@ from painted import FORMAT, NO_COLOR, Painted, same
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from data.clips import Augmentation, ClipFormat, Clips, HistoryConfig, content_size
-from data.history import SIZES, assign_slots, corrupt, in_order, slot_places
+from data.clips.clips import ClipFormat, Clips
+from data.clips.history import HistoryConfig, corrupt
+from data.clips.slots import SIZES, assign_slots, in_order, slot_places
+from data.clips.transforms import (
+    Augmentation,
+    Motion,
+    View,
+    content_size,
+    crop_view,
+    draw_view,
+    view_image,
+    view_labels,
+    view_moved,
+)
 from data.labels import CAR, PERSON, VOID, DataError
-from data.transforms import Motion, View, crop_view, draw_view, view_image, view_labels, view_moved
 
 
 def test_missing_history_is_zero_and_unknown():

@@ -14,14 +14,15 @@ from painted import FORMAT, Broken, Painted, make_kitti, same
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data import kitti_step
-from data.cache import Cached
-from data.cityscapes import Cityscapes, read_target
-from data.clips import Augmentation, ClipFormat, Clips, FrameRef, content_size
-from data.frames import count_gaps, history_index, natural_key, usual_step
-from data.kitti_step import KittiStep
+from data.clips.cache import Cached
+from data.clips.clips import ClipFormat, Clips
+from data.clips.mixture import TrainingStream
+from data.clips.transforms import Augmentation, content_size
 from data.labels import VOID, DataError, write_image
-from data.mixture import TrainingStream
+from data.sets import kitti_step
+from data.sets.cityscapes import Cityscapes, read_target
+from data.sets.frames import FrameRef, count_gaps, history_index, natural_key, usual_step
+from data.sets.kitti_step import KittiStep
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -216,7 +217,7 @@ def test_damaged_label_is_named(tmp_path):
 
 
 def test_labels_and_data_sets_need_no_torch():
-    code = "import sys; sys.modules['torch'] = None; import data.labels, data.frames, data.cityscapes, data.kitti_step"
+    code = "import sys; sys.modules['torch'] = None; import data.labels, data.io.label_files, data.sets.kitti_step"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

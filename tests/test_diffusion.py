@@ -8,7 +8,7 @@ import torch
 from small import CONFIG, scene
 
 from model import ConfigError, ModelConfig, Pix2SeqD
-from model.bits import (
+from model.diffusion.bits import (
     bit_table,
     bits_to_codes,
     codes_to_bits,
@@ -17,9 +17,11 @@ from model.bits import (
     labels_to_bits,
     labels_to_codes,
 )
-from model.diffusion import LossConfig, ddim, ddpm, draw, pixel_weights, seeded, training_loss
-from model.schedule import add_noise, gamma, sampling_times
-from model.training import to_device
+from model.diffusion.draws import draw, seeded
+from model.diffusion.loss import LossConfig, pixel_weights, training_loss
+from model.diffusion.samplers import ddim, ddpm
+from model.diffusion.schedule import add_noise, gamma, sampling_times
+from training.fit import to_device
 
 
 @pytest.mark.parametrize("code_bits", [(5, 5), (8, 8), (8, 8, 8), (6, 4, 3)])

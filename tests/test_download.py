@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from serving import BODY, SHA
 
-from data import archives
-from data.archives import DownloadError, unpack
-from data.download import download
+from data.sets import archives
+from data.sets.archives import DownloadError, unpack
+from data.sets.download import download
 
 
 def get(server, path, **options):

@@ -13,8 +13,8 @@ from running import call
 from small import CONFIG, FLAGS, lively_model
 
 import cli
-import folders
-from folders import sole_writer
+from data.io import lock as folders
+from data.io.lock import sole_writer
 from model import checkpoint as checkpoints
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)

@@ -16,10 +16,11 @@ from PIL import Image
 from running import call
 from small import CONFIG, lively_model
 
-from data import predictions, render
-from data.inputs import find_sequences
+from data.draw import render
+from data.io import predictions
+from data.io.inputs import find_sequences
+from data.io.video import VideoWriter, read_video, upright, video_length
 from data.labels import DataError, read_image, read_panoptic, write_panoptic
-from data.video import VideoWriter, read_video, upright, video_length
 from model import checkpoint as checkpoints
 
 QUICK = ("--first_steps", 2, "--steps", 1, "--device", "cpu", "--mixed_precision", "no", "--min_area", 1, "--quiet")
@@ -188,7 +189,7 @@ def test_a_video_that_breaks_off_is_done_up_to_there(weights, tmp_path, capfd, m
         raise DataError(f"{path} cannot be decoded as a video")
 
     (tmp_path / "v.mp4").write_bytes(b"x")
-    monkeypatch.setattr("data.inputs.read_video", broken)
+    monkeypatch.setattr("data.io.inputs.read_video", broken)
     result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out")
     assert result.status == 1 and "after frame 2" in result.err and len(masks(tmp_path / "out")) == 3
     monkeypatch.undo()
@@ -454,7 +455,7 @@ def test_nothing_prepared_says_what_to_do_in_three_lines(tmp_path, capfd, monkey
     result = call(capfd, "inference")
     first, *rest = result.message.splitlines()
     assert result.status == 2 and "data/input is missing" in first and len(rest) == 2
-    assert "data.streets" in rest[0] and "--checkpoint results/streets/model-tiny.pt" in rest[1]
+    assert "data.streets" in rest[0] and "--checkpoint results/pretrained/model-tiny.pt" in rest[1]
 
 
 def test_a_phones_pictures_and_videos_are_upright(tmp_path):

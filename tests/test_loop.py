@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from model import ConfigError, Pix2SeqD, StreamConfig, VideoPredictor
-from model.diffusion import SAMPLERS, denoiser_of
-from model.loop import MOST_GRAPHS, GraphedSampling, cast_weights, fold_norms, sample
-from model.schedule import sampling_times
+from model.diffusion.samplers import SAMPLERS, denoiser_of
+from model.diffusion.schedule import sampling_times
+from model.stream.fast import MOST_GRAPHS, GraphedSampling, cast_weights, fold_norms, sample
 
 VARIANTS = {
     "softmax": {},

@@ -40,7 +40,7 @@ def test_the_example_of_contributing_trains(tmp_path):
         shutil.copy(script, code)
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     (code / "data/my_street.py").write_text(file)
-    registry = code / "data/registry.py"
+    registry = code / "data/sets/registry.py"
     registry.write_text(f"{registry.read_text()}\nfrom data.my_street import MyStreet\n\n{line}")
     write_my_street(tmp_path / "MyStreet")
 

@@ -42,7 +42,7 @@ def check_films(folder: Path, frames: int, size: tuple[int, int]) -> None:
 def test_without_any_inference_it_runs_the_demos(tmp_path, monkeypatch):
     model = lively_model()
     weights = {"format": checkpoints.FORMAT, "config": model.config.to_dict(), "weights": model.state_dict()}
-    checkpoints.save(tmp_path / "results/streets/model-tiny.pt", weights)
+    checkpoints.save(tmp_path / "results/pretrained/model-tiny.pt", weights)
     (tmp_path / "results/train").mkdir()
     lines = [f'{{"step": {i}, "loss": {9 / i}, "semantic": {9 / i}, "instance": {8 / i}}}\n' for i in range(1, 9)]
     (tmp_path / "results/train/log.jsonl").write_text("".join(lines) + '{"step": 9, "los')

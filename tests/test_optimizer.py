@@ -9,9 +9,10 @@ from small import CONFIG, Scenes
 from torch import nn
 
 from model import Pix2SeqD
-from model.diffusion import LossConfig
-from model.optimizer import MuonAdamW, build_optimizer
-from model.training import TrainingConfig, fit
+from model.diffusion.loss import LossConfig
+from training.config import TrainingConfig
+from training.fit import fit
+from training.optimizer import MuonAdamW, build_optimizer
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -10,12 +10,13 @@ from painted import FORMAT, Painted, same
 from running import call
 from small import CONFIG, FLAGS, lively_model
 
-import rollout
-from data.clips import Clips, HistoryConfig
-from data.frames import whole_runs
+from data.clips.clips import Clips
+from data.clips.history import HistoryConfig
+from data.clips.own_history import OwnHistory, named_by_truth
 from data.labels import CAR, PERSON
-from data.own_history import OwnHistory, named_by_truth
+from data.sets.frames import whole_runs
 from model import checkpoint as checkpoints
+from training import own_history as rollout
 
 ALWAYS = HistoryConfig(history_own=1.0, history_dropout=0.0)
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from running import call
 
-from data import figures, render, shown
+from data.draw import figures, render, shown
+from data.io.video import VideoWriter
 from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, write_image, write_panoptic
-from data.video import VideoWriter
 from model import StreamConfig, VideoPredictor
-from model.inspection import denoising_steps
+from model.stream.inspection import denoising_steps
 from tests.small import lively_model
 
 # Machado et al. 2009, severity 1, in linear RGB.
@@ -312,7 +312,7 @@ def test_denoising_steps_are_those_of_the_prediction():
     for one, other in zip(beside, later, strict=False):  # the same noise, and a first answer that has nothing before it
         assert (one.noisy_bits == other.noisy_bits).all() and (one.semantic == other.semantic).all()
     assert not any(s.fresh for s in steps) and [s.fresh for s in later] == [False, True, True]
-    assert steps[0].noisy_bits.shape == (10, 16, 26) and steps[0].semantic.shape == (16, 26)
+    assert steps[0].noisy_bits.shape == (10, 18, 29) and steps[0].semantic.shape == (18, 29)
     assert abs(steps[0].noisy_bits.std() - 1) < 0.1
     expected = predictor(frames[0])
     assert (expected.semantic == answer.semantic).all() and (expected.track == answer.track).all()

@@ -1,6 +1,7 @@
 """The scripts as their users call them: help, refusals in a line, and a few steps from pre-training to evaluation."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -21,8 +22,13 @@ from PIL import Image
 from running import call
 from small import CONFIG, FLAGS
 
-from data import kitti_step
+from data.clips.history import HistoryConfig
+from data.clips.transforms import Augmentation
+from data.sets import kitti_step
+from model import ModelConfig
 from model import checkpoint as checkpoints
+from model.diffusion.loss import LossConfig
+from training.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -59,22 +65,33 @@ def test_the_help_shows_each_flag_with_one_default(capfd, script):
         assert text.count("(default: ") == 1 and "None" not in text, text
 
 
-@pytest.mark.parametrize(("script", "lines"), [("train", 113), ("pretrain", 114), ("inference", 49), ("evaluate", 45)])
-def test_the_help_fits_on_two_screens(capfd, monkeypatch, script, lines):
-    monkeypatch.setenv("COLUMNS", "120")
+@pytest.mark.parametrize("script", ["train", "pretrain", "inference", "evaluate"])
+def test_the_help_fits_on_one_screen_and_the_whole_of_it_is_a_word_away(capfd, monkeypatch, script):
+    monkeypatch.setenv("COLUMNS", "100")
     text = call(capfd, script, "-h").out
-    assert len(text.splitlines()) <= lines and max(map(len, text.splitlines())) <= 120
-    blank = text[text.index("(default: ") :].split("\n\n")
-    assert len(blank) == 1  # groups stand close, each under its title
-    assert len(re.findall(r"^[a-z':\- ]+:$", text, flags=re.MULTILINE)) >= 3
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 100
+    everything = call(capfd, script, "-h", "all").out
+    flags, all_flags = (set(re.findall(r"^  (--\S+)", t, flags=re.MULTILINE)) for t in (text, everything))
+    assert flags < all_flags if script != "evaluate" else flags <= all_flags
+
+
+def test_every_field_of_every_configuration_is_a_flag(capfd):
+    everything = call(capfd, "train", "-h", "all").out
+    for config in (ModelConfig, TrainingConfig, LossConfig, HistoryConfig, Augmentation):
+        for field in dataclasses.fields(config):
+            if field.name not in ("backbone_norm", "tracked"):  # they follow from others
+                assert f"--{field.name} " in everything or f"--[no-]{field.name} " in everything, field.name
 
 
 def test_the_help_shows_the_defaults_of_the_preset(capfd):
-    for preset, size in (("tiny", "96 320"), ("small", "384 1248")):
+    for preset, size in (("tiny", "256 512"), ("small", "384 1248")):
         text = call(capfd, "train", "--preset", preset, "-h").out
         assert f"(default: {size})" in text[text.index("--image_size N ... ") :][:200]
-        weights = text[text.index("--backbone_weights TEXT ") :].splitlines()[0]
-        assert weights.endswith("(default: none)" if preset == "tiny" else "(default: coco)")
+
+
+def test_backbone_weights_are_those_at_hand(capfd):
+    for preset, file in (("tiny", "backbone-cspnet.pt"), ("small", "coco")):
+        assert json.loads(call(capfd, "train", "--preset", preset, "--dry_run").out)["backbone_weights"].endswith(file)
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp_path):
@@ -243,7 +260,7 @@ def test_a_run_is_logged_to_weights_and_biases(capfd, tmp_path, monkeypatch):
     stub.config = SimpleNamespace(update=lambda values, **_: started.append(values))
     stub.Image = lambda picture: picture.shape
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    monkeypatch.setattr("recipe.is_wandb_available", lambda: True)
+    monkeypatch.setattr("training.options.is_wandb_available", lambda: True)
     monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])
     flags = (*FLAGS, *STREETS, "--save_every", 2, "--validate_every", 2, "--results_folder", folder)
     result = call(capfd, "train", *flags, "--steps", 2, "--log_with", "wandb")
@@ -256,7 +273,7 @@ def test_a_run_is_logged_to_weights_and_biases(capfd, tmp_path, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_refused(capfd, tmp_path, monkeypatch):
-    monkeypatch.setattr("recipe.is_wandb_available", lambda: False)
+    monkeypatch.setattr("training.options.is_wandb_available", lambda: False)
     result = call(capfd, "train", *FLAGS, *STREETS, "--results_folder", tmp_path / "run", "--log_with", "wandb")
     assert result.status == 2 and result.err.strip().endswith("pip install wandb") and not (tmp_path / "run").exists()
 
@@ -366,7 +383,7 @@ def test_two_processes_share_validation_and_inference(capfd, tmp_path):
 
 
 def test_videos_are_shared_by_length():
-    from data.inputs import Sequence
+    from data.io.inputs import Sequence
     from inference import share
 
     videos = [Sequence(str(n), [None] * length) for n, length in enumerate((10, 2, 3, 9, 4))]

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from small import CONFIG, lively_model
 
-from data import transforms
+from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
-from model.answers import candidates, decide, slot_masses
-from model.geometry import nearest
-from model.streaming import _history, checked_size, stream_step
-from model.tracking import StreamState, adopt, advance, merged
+from model.stream.answer import candidates, decide, slot_masses
+from model.stream.predictor import checked_size
+from model.stream.resize import nearest
+from model.stream.step import _history, stream_step
+from model.stream.tracks import StreamState, adopt, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size

@@ -9,19 +9,10 @@ import pytest
 from PIL import Image
 
 from data.labels import LABEL_TO_TRAIN, NUM_CLASSES, THINGS, VOID, DataError, read_image, read_panoptic
-from data.streets import (
-    SPLITS,
-    Streets,
-    StreetsConfig,
-    cityscapes_ids,
-    describe,
-    render,
-    render_video,
-    tracked_only,
-    write_cityscapes,
-    write_kitti_step,
-)
-from data.streets_render import _order
+from data.streets.__main__ import describe
+from data.streets.render import _order
+from data.streets.source import SPLITS, Streets, StreetsConfig, render, render_video, tracked_only
+from data.streets.write import cityscapes_ids, write_cityscapes, write_kitti_step
 
 SMALL = (48, 160)
 

@@ -22,9 +22,10 @@ from small import CONFIG, Scenes
 
 from model import ConfigError, Pix2SeqD
 from model import checkpoint as checkpoints
-from model.bookkeeping import Log
-from model.diffusion import LossConfig
-from model.training import StepBatches, TrainingConfig, fit, learning_rate
+from model.diffusion.loss import LossConfig
+from training.config import TrainingConfig
+from training.fit import StepBatches, fit, learning_rate
+from training.log import Log
 
 SETTINGS = {
     "steps": 7, "batch_size": 4, "save_every": 3, "warmup": 2, "lr": 1e-3, "ema_decay": 0.9, "num_workers": 0,
@@ -450,7 +451,7 @@ def test_a_last_step_that_cannot_be_saved_is_said_so(tmp_path, monkeypatch, caps
             raise OSError("no space left")
         save(path, state)
 
-    monkeypatch.setattr("model.training.checkpoints.save", full)
+    monkeypatch.setattr("training.fit.checkpoints.save", full)
     with pytest.raises(OSError, match=r"step 4 is not saved: make room in .*; the same command goes on"):
         train(tmp_path, steps=4, save_every=2)
     assert refused == ["model-latest.pt", "model-latest.pt"]  # in its time, and once more

@@ -1,0 +1,172 @@
+"""Clips: the image of a frame with the label maps of the frame and its history, as the tensors that a model takes.
+
+One rule for sizes: a frame is scaled to the area of the image size times the jitter, and a crop of the image size is
+cut from it (`content_size`); its labels go to the mask size by the same geometry.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.clips.history import HistoryConfig, corrupt
+from data.clips.own_history import OwnHistory, named_by_truth
+from data.clips.paste import paste
+from data.clips.slots import assign_slots
+from data.clips.transforms import (
+    Augmentation,
+    View,
+    content_size,
+    crop_view,
+    draw_color,
+    draw_motion,
+    draw_thing,
+    draw_view,
+    view_image,
+    view_labels,
+    view_moved,
+)
+from data.labels import NUM_CLASSES, VOID
+from data.sets.frames import FrameSource, history_index
+
+# trainId -> semantic code: 0 = void, else trainId + 1.
+_CODE = np.zeros(256, np.uint8)
+_CODE[:NUM_CLASSES] = np.arange(NUM_CLASSES) + 1
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What a model wants of a clip. Raises ValueError where it cannot be had."""
+
+    image_size: tuple[int, int]  # height, width
+    mask_size: tuple[int, int]
+    slots: int  # slot values are 0..slots-1; 0 = none
+    history_offsets: tuple[int, ...] = ()  # in frames, oldest first: (-2, -1)
+
+    def __post_init__(self):
+        offsets = list(self.history_offsets)
+        if any(o >= 0 for o in offsets) or offsets != sorted(set(offsets)):
+            raise ValueError(f"history offsets must be negative, oldest first, as (-2, -1), not {tuple(offsets)}")
+        if not 2 <= self.slots <= 2**16:
+            raise ValueError(f"slots must be 2..{2**16}, not {self.slots}")
+
+
+class Clips(Dataset):
+    """The clips of a data set, one for each of its frames.
+
+    With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
+      image           uint8 (3, H, W)       0 in the padding
+      semantic        uint8 (T + 1, h, w)   code 0..19: trainId + 1, 0 = void
+      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
+      semantic_known  bool (T + 1, h, w)    False in void and padding
+      instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
+      history_valid   bool (T,)             False where there is no such frame: its maps are 0 and unknown
+    with the history first, oldest first, and the current frame last.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        fmt: ClipFormat,
+        augment: Augmentation | None = None,
+        fixed_slots: bool = False,
+        history_config: HistoryConfig | None = None,
+        own_history: OwnHistory | None = None,
+    ):
+        """augment, history_config: None for evaluation; fixed_slots: 1.. in the order of class and id, none drawn;
+        own_history: predictions that a share of the clips has as its history."""
+        self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
+        self.history_config, self.own_history = history_config, own_history
+        if own_history is not None and history_config is None:
+            raise ValueError("own_history needs a history_config, which says for which share of the clips it is")
+        if source.is_video:
+            self.history = history_index(source.frames, fmt.history_offsets)
+        else:
+            self.history = np.full((len(source.frames), len(fmt.history_offsets)), -1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source.frames)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return self.sample(i, np.random.default_rng(i))
+
+    def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Clip i, with everything random drawn from the generator. Raises DataError for a file that cannot be read."""
+        fmt, augment = self.fmt, self.augment
+        frame, semantic, instance = self.source.read(i)
+        size = semantic.shape
+        moved = augment is not None and generator.random() < augment.synthetic_history
+        if augment is not None and (moved or not self.source.is_video) and generator.random() < augment.paste:
+            other = self.source.read(int(generator.integers(len(self))))
+            frame, semantic, instance = paste((frame, semantic, instance), other, generator)
+        view, color = crop_view(size, fmt.image_size), None
+        if augment is not None:
+            view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
+            color = draw_color(augment, generator)
+
+        image = np.zeros((3, *fmt.image_size), np.uint8)
+        height, width = content_size(size, fmt.image_size, view.zoom)
+        image[:, :height, :width] = view_image(frame, (height, width), view, color).transpose(2, 0, 1)
+
+        height, width = content_size(size, fmt.mask_size, view.zoom)
+        classes = np.full((len(fmt.history_offsets) + 1, *fmt.mask_size), VOID, np.uint8)
+        ids = np.zeros(classes.shape, np.int32)
+        seen = (slice(None, height), slice(None, width))
+        classes[-1][seen] = view_labels(semantic, (height, width), view)
+        ids[-1][seen] = view_labels(instance, (height, width), view)
+        motion = draw_motion(augment, generator) if moved else None
+        for t, (offset, past) in enumerate(zip(fmt.history_offsets, self.history[i], strict=True)):
+            if motion is not None:
+                maps = view_moved(semantic, instance, (height, width), view, motion, -offset)
+            elif past >= 0:
+                maps = [view_labels(labels, (height, width), view) for labels in self.source.read_labels(past)]
+            else:
+                continue
+            classes[t][seen], ids[t][seen] = maps
+        past = (slice(None, -1), *seen)
+        own = not moved and self._take_own(i, classes[past], ids[past], view, int(ids.max()) + 1, generator)
+
+        order = "random"
+        if self.history_config is not None:
+            corrupt(classes[past], ids[past], self.history_config, generator, drop_only=own)
+            order = self.history_config.slot_order
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order)
+        semantic_known = classes != VOID
+        return {
+            "image": torch.from_numpy(image),
+            "semantic": torch.from_numpy(_CODE[classes]),
+            "instance": torch.from_numpy(slot),
+            "semantic_known": torch.from_numpy(semantic_known),
+            "instance_known": torch.from_numpy(semantic_known & ~no_slot),
+            "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
+        }
+
+    def _focus(
+        self, semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator
+    ) -> tuple[float, float] | None:
+        """The middle of a thing, in fractions of the frame, where the clip is one of the share for that."""
+        if generator.random() >= self.augment.focus:
+            return None
+        thing = draw_thing(semantic, instance, generator)
+        if thing is None:
+            return None
+        return tuple((n.mean() + 0.5) / size for n, size in zip(np.nonzero(thing), thing.shape, strict=True))
+
+    def _take_own(
+        self, i: int, classes: np.ndarray, ids: np.ndarray, view: View, unused: int, generator: np.random.Generator
+    ) -> bool:
+        """Put what a model predicted of clip i's history in the place of the truth (T, h, w), where the clip is one of
+        the share for that and has a history of predictions. Returns whether it did."""
+        own = self.own_history
+        if own is None or generator.random() >= self.history_config.history_own:
+            return False
+        there = [t for t, past in enumerate(self.history[i]) if past >= 0]
+        if not there or any(int(self.history[i][t]) not in own for t in there):
+            return False
+        maps = [own.read(int(self.history[i][t])) for t in there]
+        size = classes.shape[1:]
+        semantic, track = (np.stack([view_labels(m[k], size, view) for m in maps]) for k in range(2))
+        ids[there] = named_by_truth(semantic, track, classes[there], ids[there], unused)
+        classes[there] = semantic
+        return True

@@ -1,0 +1,106 @@
+"""The order of training: which clip of which data set is the n-th sample, as a function of (seed, n) alone.
+
+Nothing here has a state, so that a run that is resumed, or goes on with another number of workers or processes, sees
+the same samples.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.clips.clips import Clips
+from data.labels import DataError
+
+MAX_ATTEMPTS = 16  # for one sample whose files cannot be read
+_ORDER, _PERMUTATION = 2**32 - 1, 2**32 - 2  # no sample has these numbers: keeps the random streams apart
+
+
+class TrainingStream(Dataset):
+    """`samples` training samples of several data sets; item n depends on (seed, n) and on nothing else.
+
+    An epoch is as long as the data sets together, and each has a quota of it in proportion to its weight (None: to
+    its length). Each data set goes through permutations of its own, so that after any number of epochs every frame
+    of it was seen equally often, to within one. The order in an epoch is shuffled over all data sets.
+
+    With skip_bad_files a sample whose files cannot be read is replaced by another draw from the same data set; a
+    sample carries how often that happened as `skipped`, int64 (). Otherwise the DataError is raised.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clips],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        samples: int = 2**40,
+        skip_bad_files: bool = False,
+    ):
+        lengths = np.array([len(c) for c in clips])
+        weight = np.array(lengths if weights is None else weights, np.float64)
+        if weight.shape != lengths.shape or not (weight >= 0).all() or not weight.sum() > 0:
+            raise ValueError(f"{len(lengths)} data sets need as many weights of at least 0, not {weights}")
+        if (lengths[weight > 0] == 0).any():
+            raise DataError("a data set without frames cannot be trained on")
+        self.clips, self.seed, self.samples, self.skip_bad_files = list(clips), seed, samples, skip_bad_files
+        self.lengths = lengths.tolist()
+        self.quotas = _quotas(weight, int(lengths[weight > 0].sum()))
+        self.epoch_length = sum(self.quotas)
+        self._permutations: dict[tuple, np.ndarray] = {}
+        self._named: set[str] = set()
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def locate(self, n: int) -> tuple[int, int]:
+        """Sample n as (number of the data set, frame in it)."""
+        epoch, position = divmod(n, self.epoch_length)
+        place = int(self._permutation((_ORDER, epoch), self.epoch_length)[position])
+        for d, quota in enumerate(self.quotas):
+            if place < quota:
+                turn, k = divmod(epoch * quota + place, self.lengths[d])
+                return d, int(self._permutation((_PERMUTATION, d, turn), self.lengths[d])[k])
+            place -= quota
+        raise AssertionError("unreachable: the quotas add up to the epoch")
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        if not 0 <= n < self.samples:
+            raise IndexError(n)
+        d, i = self.locate(n)
+        generator = np.random.default_rng([self.seed, n])
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                sample = self.clips[d].sample(i, generator)
+            except DataError as error:
+                if not self.skip_bad_files:
+                    raise
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise DataError(f"{MAX_ATTEMPTS} samples in a row cannot be read, at last: {error}") from None
+                self._name(str(error))
+                generator = np.random.default_rng([self.seed, n, attempt + 1])
+                i = int(generator.integers(self.lengths[d]))
+            else:
+                return sample | {"skipped": torch.tensor(attempt)}
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _name(self, message: str) -> None:
+        if message not in self._named:
+            self._named.add(message)
+            print(f"skipped: {message}", file=sys.stderr, flush=True)
+
+    def _permutation(self, key: tuple, length: int) -> np.ndarray:
+        if key not in self._permutations:
+            if len(self._permutations) >= 64:  # a loader goes through epochs in order: the oldest is needed no more
+                del self._permutations[next(iter(self._permutations))]
+            self._permutations[key] = np.random.default_rng([self.seed, *key]).permutation(length)
+        return self._permutations[key]
+
+
+def _quotas(weight: np.ndarray, total: int) -> list[int]:
+    """Split `total` in proportion to the weights: largest remainders, at least one for a weight above 0."""
+    exact = total * weight / weight.sum()
+    quota = np.floor(exact).astype(int)
+    for d in np.argsort(-(exact - quota), kind="stable")[: total - int(quota.sum())]:
+        quota[d] += 1
+    return np.maximum(quota, weight > 0).tolist()

@@ -1,0 +1,113 @@
+"""Which slot each instance of a clip has: drawn, or by its place and size."""
+
+import numpy as np
+
+from data.clips.transforms import IS_THING
+
+
+def slot_type(slots: int) -> type[np.integer]:
+    """The smallest integer type of torch and NumPy for slots 0..slots-1; 65,536 (two bytes of an id) need 32 bits."""
+    return np.uint8 if slots <= 256 else np.int16 if slots <= 2**15 else np.int32
+
+
+def assign_slots(
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    slots: int,
+    generator: np.random.Generator | None,
+    order: str = "random",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
+
+    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
+    order of class and id where the generator is None. With the order "position" only instances that the history shows
+    draw theirs; the others take free slots of their size, from left to right as they are and as near to their places
+    as that allows (see `slot_places`), so that of two that stand close it is not by chance which one has which.
+    Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
+    stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
+    """
+    slot = np.zeros(semantic.size, slot_type(slots))
+    thing = np.flatnonzero(IS_THING[semantic])
+    no_slot = np.zeros(semantic.size, bool)
+    ids = instance.ravel()[thing].astype(np.int64)
+    no_slot[thing[ids == 0]] = True
+    thing, ids = thing[ids > 0], ids[ids > 0]
+    key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
+    keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
+    taken = np.argsort(-area, kind="stable")[: slots - 1]
+    table = np.zeros(keys.size, slot.dtype)
+    if generator is None:
+        table[np.sort(taken)] = np.arange(1, taken.size + 1)
+    else:
+        table[np.sort(taken)] = 1 + generator.choice(slots - 1, taken.size, replace=False)
+        if order == "position":
+            _place(table, taken, index, thing, semantic.shape, slots)
+    slot[thing] = table[index]
+    no_slot[thing[slot[thing] == 0]] = True
+    return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)
+
+
+def slot_places(slots: int) -> np.ndarray:
+    """Where the slots 1..slots-1 are at home: (slots - 1, 2) of x in 0..1 and of the size 0 narrow, 1 medium, 2 wide.
+
+    Instances are told apart by place and size, as in SOLO (arXiv 1912.04488, section 3.1). Each size has its slots from
+    left to right, about as far apart as its instances are wide: with 63 of them 40, 14 and 9.
+    """
+    count = slots - 1
+    wide, medium = count // 7, count * 2 // 9
+    sizes = (count - medium - wide, medium, wide)
+    return np.concatenate([np.stack([(np.arange(n) + 0.5) / max(n, 1), np.full(n, s)], 1) for s, n in enumerate(sizes)])
+
+
+SIZES = (1 / 24, 1 / 8)  # of the mask's width: where medium and wide begin
+
+
+def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
+    """Move instances that only the last mask shows to free slots of their size, from left to right as they are.
+
+    Of a size with fewer free slots than instances the smallest ones take what is left over of other sizes.
+
+    table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
+    position of each of the pixels.
+    """
+    frame, _, x = np.unravel_index(thing, shape)
+    held = np.bincount(index[frame < shape[0] - 1], minlength=table.size) > 0
+    new = taken[~held[taken]]
+    free = np.ones(slots - 1, bool)
+    free[table[taken[held[taken]]].astype(np.intp) - 1] = False
+    pixels = np.bincount(index, minlength=table.size)
+    centre = np.bincount(index, (x + 0.5) / shape[2], minlength=table.size) / np.maximum(pixels, 1)
+    left, right = np.full(table.size, shape[2]), np.full(table.size, -1)
+    np.minimum.at(left, index, x)
+    np.maximum.at(right, index, x)
+    size = np.digitize((right + 1 - left) / shape[2], SIZES)
+    places = slot_places(slots)
+    left_over = []
+    for s in np.unique(size[new]):
+        mine = new[size[new] == s]
+        there = np.flatnonzero(free & (places[:, 1] == s))
+        mine, more = mine[: there.size], mine[there.size :]
+        left_over += more.tolist()
+        mine = mine[np.argsort(centre[mine], kind="stable")]
+        best = there[in_order(centre[mine], places[there, 0])]
+        table[mine], free[best] = best + 1, False
+    for n, place in zip(left_over, np.flatnonzero(free), strict=False):
+        table[n] = place + 1
+
+
+def in_order(x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which place each of n points takes, in their order and each another, so that the sum of squared distances is
+    least: int (n,). x (n,) and places (m,), n <= m, both ascending."""
+    n, m = len(x), len(places)
+    cost = np.full((n + 1, m + 1), np.inf)  # of the first i points on the first j places
+    cost[0] = 0
+    for i in range(1, n + 1):
+        for j in range(i, m + 1):
+            cost[i, j] = min(cost[i, j - 1], cost[i - 1, j - 1] + (x[i - 1] - places[j - 1]) ** 2)
+    chosen, j = np.zeros(n, np.intp), m
+    for i in range(n, 0, -1):
+        while cost[i, j] == cost[i, j - 1]:
+            j -= 1
+        j -= 1
+        chosen[i - 1] = j
+    return chosen

@@ -1,0 +1,299 @@
+"""Transforms of a clip: drawn once for all its frames, then applied to the image and to every label map alike.
+
+Everything random comes from a NumPy generator that the caller seeds; no global state is read. Images are resized
+bilinearly with antialiasing, labels by nearest neighbour at pixel centres.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from PIL import Image
+
+from data.io.pixels import area_scale
+from data.labels import NUM_CLASSES, THINGS, VOID, DataError
+
+IS_THING = np.isin(np.arange(256), THINGS)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How clips are varied in training. Raises ValueError for values outside their range."""
+
+    scale_range: Annotated[tuple[float, float], "scale jitter, as factors of the size by area"] = (0.8, 1.5)
+    crop: Annotated[bool, "cut a frame that is scaled too large at random, not in the middle"] = True
+    focus: Annotated[float, "share of crops around a thing that is drawn at random, all of them alike"] = 0.0
+    paste: Annotated[float, "share of still clips with things of another frame pasted in"] = 0.0
+    flip: Annotated[float, "probability of mirroring the clip left to right"] = 0.5
+    brightness: Annotated[float, "brightness factor drawn from 1 +- this"] = 0.2
+    contrast: Annotated[float, "contrast factor drawn from 1 +- this"] = 0.2
+    saturation: Annotated[float, "saturation factor drawn from 1 +- this"] = 0.2
+    hue: Annotated[float, "hue shift drawn from +- this, as a fraction of the colour circle"] = 0.02
+    synthetic_history: Annotated[float, "share of clips whose history is the frame's own mask, moved"] = 0.0
+    motion_shift: Annotated[float, "moved history: largest shift a frame, as a fraction of its size"] = 0.03
+    motion_zoom: Annotated[float, "moved history: largest change of scale a frame, as a fraction"] = 0.03
+    motion_rotation: Annotated[float, "moved history: largest rotation a frame, in degrees"] = 1.0
+    motion_object: Annotated[float, "moved history: largest own shift of an object, as a fraction of its size"] = 0.1
+    motion_growth: Annotated[float, "moved history: largest own change of an object's scale a frame, as a fraction"] = (
+        0.05
+    )
+
+    def __post_init__(self):
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise DataError(f"scale_range must be two positive factors, the smaller one first, not {self.scale_range}")
+        for name in ("focus", "paste", "flip", "synthetic_history", "brightness", "contrast", "saturation",
+                     "motion_zoom", "motion_growth"):  # fmt: skip
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} must be 0..1, not {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise DataError(f"hue must be 0..0.5, not {self.hue}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom: float = 1.0) -> tuple[int, int]:
+    """The (height, width) that a frame takes in a crop of the target's size, at its top left; the rest is padding.
+
+    The frame is scaled to the target's area times zoom^2. Where it is larger than the target the crop cuts it.
+    """
+    scale = area_scale(frame_size, target_size) * zoom
+    height, width = (min(t, max(1, round(f * scale))) for f, t in zip(frame_size, target_size, strict=True))
+    return height, width
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of the frame that is seen, in fractions of its size, and how large it is drawn. One for a whole clip."""
+
+    zoom: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+
+def crop_view(
+    frame_size: tuple[int, int], image_size: tuple[int, int], zoom: float = 1.0, at: tuple[float, float] = (0.5, 0.5)
+) -> View:
+    """The crop of the image size from a frame that is scaled by area times zoom. at: where it lies between the top left
+    corner (0, 0) and the lower right one (1, 1)."""
+    scale = area_scale(frame_size, image_size) * zoom
+    height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
+    return View(zoom, at[0] * (1 - height), at[1] * (1 - width), height, width)
+
+
+def draw_view(
+    augment: Augmentation,
+    frame_size: tuple[int, int],
+    image_size: tuple[int, int],
+    generator: np.random.Generator,
+    focus: tuple[float, float] | None = None,
+) -> View:
+    """Scale jitter (uniform in its logarithm), crop and flip. focus: a point (y, x) that the crop has to show, in
+    fractions of the frame."""
+    low, high = (math.log(s) for s in augment.scale_range)
+    zoom = math.exp(low + (high - low) * generator.random())
+    at = tuple(generator.random(2)) if augment.crop else (0.5, 0.5)
+    view = crop_view(frame_size, image_size, zoom, at)
+    if focus is not None:
+        parts = (view.height, view.width)
+        top, left = (min(max(f - a * part, 0.0), 1 - part) for f, a, part in zip(focus, at, parts, strict=True))
+        view = replace(view, top=top, left=left)
+    return replace(view, flip=bool(generator.random() < augment.flip))
+
+
+def draw_thing(semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+    """One of the things with an id, each as likely as the other: bool (H, W); None where there is none."""
+    key = np.where(IS_THING[semantic], instance, 0)
+    ids = np.unique(key)
+    ids = ids[ids > 0]
+    return key == generator.choice(ids) if ids.size else None
+
+
+def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixel centres of a (height, width) drawing lie in the frame: y (height,), x (width,) in its pixels.
+
+    Frame pixel i spans i..i+1, so floor gives the nearest pixel.
+    """
+    (fh, fw), (height, width) = frame_size, size
+    y = (np.arange(height) + 0.5) * (view.height * fh / height) + view.top * fh
+    x = (np.arange(width) + 0.5) * (view.width * fw / width) + view.left * fw
+    return y, x[::-1] if view.flip else x
+
+
+def _nearest(position: np.ndarray, count: int) -> np.ndarray:
+    # The small constant keeps a centre that falls on an edge between two pixels from depending on rounding errors.
+    return np.clip((position + 1e-6).astype(np.intp), 0, count - 1)
+
+
+def view_labels(labels: np.ndarray, size: tuple[int, int], view: View) -> np.ndarray:
+    """A label map (H, W) as seen: (height, width), nearest neighbour."""
+    y, x = sample_grid(labels.shape, size, view)
+    return labels.take(_nearest(y, labels.shape[0]), axis=0).take(_nearest(x, labels.shape[1]), axis=1)
+
+
+def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.ndarray | None = None) -> np.ndarray:
+    """An image uint8 (H, W, 3) as seen: (height, width, 3), bilinear with antialiasing, then the colour transform."""
+    fh, fw = image.shape[:2]
+    box = (view.left * fw, view.top * fh, (view.left + view.width) * fw, (view.top + view.height) * fh)
+    box = (*box[:2], min(box[2], fw), min(box[3], fh))
+    picture = Image.fromarray(image)
+    if (fh, fw) != tuple(size) or box != (0, 0, fw, fh):
+        picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+    if color is not None:
+        mean = np.array(picture.resize((1, 1), Image.Resampling.BOX), np.float64).ravel()
+        picture = picture.convert("RGB", _with_contrast(color, mean))
+    seen = np.asarray(picture)
+    return seen[:, ::-1] if view.flip else seen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colour
+# ---------------------------------------------------------------------------------------------------------------------
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB = np.linalg.inv(_YIQ)
+
+
+def draw_color(augment: Augmentation, generator: np.random.Generator) -> np.ndarray | None:
+    """Brightness, saturation and hue as one 3x3 matrix, with the contrast factor as a fourth row; None for no change.
+
+    All four are linear in RGB (hue is a rotation of the chroma plane of YIQ), so that one pass over the image does.
+    """
+    u = generator.uniform(-1, 1, 4)
+    if not (augment.brightness or augment.contrast or augment.saturation or augment.hue):
+        return None
+    brightness, contrast, saturation = 1 + u[:3] * (augment.brightness, augment.contrast, augment.saturation)
+    angle = 2 * math.pi * augment.hue * u[3]
+    cos, sin = math.cos(angle), math.sin(angle)
+    hue = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
+    gray = np.tile(LUMA, (3, 1))
+    matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * gray) * brightness
+    return np.vstack([matrix, np.full((1, 3), contrast)])
+
+
+def _with_contrast(color: np.ndarray, mean: np.ndarray) -> tuple[float, ...]:
+    """The 12 coefficients of rgb -> contrast * (matrix rgb) + (1 - contrast) * (mean luma of the result)."""
+    contrast = color[3, 0]
+    offset = (1 - contrast) * (LUMA @ color[:3] @ mean)
+    return tuple(np.hstack([contrast * color[:3], np.full((3, 1), offset)]).ravel().tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Synthetic history
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A random constant velocity: an affine motion of the frame, and own shifts of its objects, by one frame."""
+
+    shift: tuple[float, float]  # down, right, in fractions of the frame
+    zoom: float
+    rotation: float  # radians
+    object_shift: float  # largest, in fractions of an object's size
+    object_growth: float  # largest change of an object's scale, as a fraction
+    seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
+
+
+def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion:
+    u = generator.uniform(-1, 1, 4)
+    return Motion(
+        shift=(float(u[0] * augment.motion_shift), float(u[1] * augment.motion_shift)),
+        zoom=float(1 + u[2] * augment.motion_zoom),
+        rotation=math.radians(u[3] * augment.motion_rotation),
+        object_shift=augment.motion_object,
+        object_growth=augment.motion_growth,
+        seed=int(generator.integers(2**32)),
+    )
+
+
+def view_moved(
+    semantic: np.ndarray, instance: np.ndarray, size: tuple[int, int], view: View, motion: Motion, frames: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H, W) as seen after `frames` frames of the motion: two maps (height, width); void where nothing moved in.
+
+    Stands in for a past mask of a still image, as in the training of Pix2Seq-D's video model from image data sets:
+    what copies its ids from a moved mask learns to track.
+    """
+    fh, fw = semantic.shape
+    y, x = sample_grid((fh, fw), size, view)
+    # The map goes from the drawing to the frame: the inverse of the motion, about the frame's centre.
+    angle, scale = -motion.rotation * frames, motion.zoom**-frames
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    dy = y[:, None] - fh / 2 - motion.shift[0] * frames * fh
+    dx = x[None, :] - fw / 2 - motion.shift[1] * frames * fw
+    rows, columns = np.floor(cos * dy - sin * dx + fh / 2), np.floor(sin * dy + cos * dx + fw / 2)
+    inside = (rows >= 0) & (rows < fh) & (columns >= 0) & (columns < fw)
+    flat = (_nearest(rows, fh) * fw + _nearest(columns, fw)).ravel()
+    moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
+    moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
+    if motion.object_shift > 0 or motion.object_growth > 0:
+        _move_objects(moved_semantic, moved_instance, motion, frames)
+    return moved_semantic, moved_instance
+
+
+def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
+    """Give the pixels of a hole (h, w) the class and id beside them in their row, in place; void where is none."""
+    if not hole.any():
+        return
+    column = np.arange(semantic.shape[1])
+    left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
+    right = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
+    origin = np.where(left >= 0, left, right)
+    outside = origin >= column.size  # a row that is nothing but hole
+    origin = np.minimum(origin, column.size - 1)
+    semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
+    instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
+
+
+def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float) -> None:
+    """Shift and scale each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
+    key = np.where(IS_THING[semantic], instance.astype(np.int64) * NUM_CLASSES + semantic, 0)
+    key[instance == 0] = 0
+    objects = []
+    for k in np.unique(key[key > 0]):
+        rows, columns = np.nonzero(key == k)
+        *speed, growth = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 3)
+        # An object moves along the street more than up and down.
+        size = math.sqrt(rows.size)
+        down, right = (
+            v * share * motion.object_shift * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True)
+        )
+        scale = (1 + growth * motion.object_growth) ** frames
+        if max(abs(down), abs(right), abs(scale - 1) * size) >= 0.5:
+            objects.append(
+                (rows, columns, down, right, scale, semantic[rows[0], columns[0]], instance[rows[0], columns[0]])
+            )
+    for rows, columns, *_ in objects:
+        key[rows, columns] = -1
+    hole = key == -1
+    fill(semantic, instance, hole)
+    # The lower an object stands, the nearer it is: painted last.
+    for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
+        y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)
+        semantic[y, x] = label
+        instance[y, x] = identity
+
+
+def _moved_pixels(
+    rows: np.ndarray, columns: np.ndarray, shift: tuple[float, float], scale: float, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an object scaled about the middle of its lower edge and shifted, within a map of a size."""
+    top, left = rows.min(), columns.min()
+    mask = np.zeros((rows.max() - top + 1, columns.max() - left + 1), bool)
+    mask[rows - top, columns - left] = True
+    foot, middle = rows.max() + 1 + shift[0], left + mask.shape[1] / 2 + shift[1]
+    height, width = (max(1, round(n * scale)) for n in mask.shape)
+    y = np.minimum(((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp), mask.shape[0] - 1)
+    x = np.minimum(((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp), mask.shape[1] - 1)
+    y, x = np.nonzero(mask[np.ix_(y, x)])
+    y, x = y + round(foot - height), x + round(middle - width / 2)
+    seen = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    return y[seen], x[seen]

@@ -1,0 +1,208 @@
+"""An inference as it lies in its folder: its frames with predictions and truth, and the lives of its tracks.
+
+For looking at it (visualize.ipynb); inference itself writes through data/io/predictions.py.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.io.inputs import find_sequences
+from data.io.label_files import LabelFile, find_labels, read_labels
+from data.io.predictions import TRACKS, describe_segments
+from data.labels import DataError, read_image, read_panoptic
+from data.sets.frames import natural_key
+
+DEMO = Path("results/demo")
+# Predictions, and the frames that they are of, where inference.py and the demo put them by default.
+PLACES = (
+    (Path("data/output"), Path("data/input")),
+    (DEMO / "output", DEMO / "world/kitti_out/video_sequence/test"),
+)
+RUN = ".inference/run.json"  # in an output folder: the input folder and the checkpoint of the last inference
+KEPT = 256 << 20  # bytes of frames that stay in memory; those beyond are read again each time
+_NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Where an inference lies: its predictions, the frames, and the checkpoint where it is known."""
+
+    output: Path
+    inputs: Path
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One frame: image uint8 (H, W, 3); semantic uint8 and track int32 (H, W); `truth` the same two, or None."""
+
+    sequence: str
+    number: int
+    image: np.ndarray
+    semantic: np.ndarray
+    track: np.ndarray
+    truth: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Frames(Sequence[Shown]):
+    """Frames that are read when they are asked for, so that memory does not grow with the video.
+
+    read: number of a frame -> the frame; numbers: of those that these are. A slice of Frames is Frames.
+    """
+
+    read: Callable[[int], Shown]
+    numbers: Sequence[int]
+    kept: dict[int, Shown] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return dataclasses.replace(self, numbers=self.numbers[i])
+        number = self.numbers[i]
+        if number in self.kept:
+            return self.kept[number]
+        frame = self.read(number)
+        maps = (frame.image, frame.semantic, frame.track, *(frame.truth or ()))
+        if (len(self.kept) + 1) * sum(m.nbytes for m in maps) <= KEPT:
+            self.kept[number] = frame
+        return frame
+
+    def where(self, wanted: Callable[[Shown], bool]) -> "Frames":
+        """Those that are wanted."""
+        return dataclasses.replace(self, numbers=[n for n, f in zip(self.numbers, self, strict=True) if wanted(f)])
+
+
+def last_inference(output: str | Path | None = None, inputs: str | Path | None = None) -> Inference | None:
+    """The inference in `output`, by default in data/output, else the demo's; None where neither has predictions."""
+    places = PLACES if output is None else ((Path(output), dict(PLACES).get(Path(output), PLACES[0][1])),)
+    for folder, usual in places:
+        if next(folder.rglob("*_panoptic.png"), None) is None:
+            continue
+        try:
+            run = json.loads((folder / RUN).read_text())
+        except (OSError, ValueError):
+            run = {}
+        found = Path(inputs or run.get("input_folder") or usual)
+        return Inference(folder, found, Path(run["checkpoint"]) if run.get("checkpoint") else None)
+    return None
+
+
+def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None = None) -> Frames:
+    """The first `limit` predictions in order, each with its frame, and with its truth where there is one: those that
+    tracks.jsonl lists, or all in the folder where it is missing.
+
+    truth: folder of ground truth; by default the folder of the frames, where KITTI-STEP and the built-in world keep
+    it. Frames that are not found are shown in grey. Reading one raises DataError where its prediction is damaged.
+    """
+    listed = _listed(inference.output)
+    names = list(listed)[:limit]
+    paths = [inference.output / name for name in names]
+    images = _images(inference.inputs, names)
+    truths = _truths(Path(truth or inference.inputs))
+
+    def read(number: int) -> Shown:
+        name = names[number]
+        semantic, track = read_panoptic(paths[number])
+        image = images.get(name)
+        if image is not None:
+            image = read_image(image) if isinstance(image, Path) else np.asarray(Image.open(io.BytesIO(image)))
+        if image is None or image.shape[:2] != semantic.shape:
+            image = np.full((*semantic.shape, 3), 128, np.uint8)
+        labels = truths.get(_key(name.name.removesuffix("_panoptic.png")))
+        labels = None if labels is None else read_labels(labels)
+        labels = labels if labels is not None and labels[0].shape == semantic.shape else None
+        return Shown(*listed[name], image, semantic, track, labels)
+
+    if missing := [n for n in names if n not in images]:
+        print(f"{len(missing)} of {len(names)} frames are not in {inference.inputs} and are shown in grey")
+    return Frames(read, range(len(names)))
+
+
+def _listed(output: Path) -> dict[Path, tuple[str, int]]:
+    """The predictions of the last inference, relative to the folder -> (sequence, frame)."""
+    entries = []
+    if (output / TRACKS).exists():
+        entries = [json.loads(line) for line in (output / TRACKS).read_text().splitlines()]
+    found = {Path(e["file"]): (e["sequence"], e["frame"]) for e in entries if (output / e.get("file", "")).is_file()}
+    if found:
+        return found
+    names = sorted((p.relative_to(output) for p in output.rglob("*_panoptic.png")), key=lambda p: natural_key(str(p)))
+    return {name: _sequence_of(name) for name in names}
+
+
+def _images(inputs: Path, names: list[Path]) -> dict[Path, Path | bytes]:
+    """Predictions' names -> image files; where the input is a video, JPEGs in memory, as it is read but once."""
+    try:
+        sequences = find_sequences(inputs)
+        if inputs.is_file():
+            frames = islice(sequences[0].read(), len(names))
+            return {frame.output: _jpeg(image) for frame, image in frames if isinstance(image, np.ndarray)}
+    except DataError:
+        return {}
+    return {frame.output: frame.image for s in sequences for frame in s.frames}
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _truths(folder: Path) -> dict[str, LabelFile]:
+    split = folder.name if folder.name in ("train", "test") else "val"
+    try:
+        return find_labels(folder, split)
+    except DataError:
+        return {}
+
+
+def _key(name: str) -> str:
+    """A frame's name as `LabelFile.key` has it."""
+    return "_".join(str(int(part)) if part.isdecimal() else part for part in name.split("_"))
+
+
+def _sequence_of(name: Path) -> tuple[str, int]:
+    stem = name.name.removesuffix("_panoptic.png")
+    match = _NAMED.fullmatch(stem)
+    folder = "" if name.parent == Path() else f"{name.parent.as_posix()}/"
+    return (folder + match["sequence"], int(match["number"])) if match else (folder.rstrip("/") or "video", 0)
+
+
+def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, tuple[int, list[int]]]]:
+    """{sequence: {id: (class, frames in which it has `smallest` pixels or more)}} of tracks.jsonl.
+
+    Where that is missing, as after an inference that was cut off, the same from the masks.
+    """
+    lives: dict[str, dict[int, tuple[int, list[int]]]] = {}
+    path = inference.output / TRACKS
+    if path.exists():
+        entries = (json.loads(line) for line in path.read_text().splitlines())
+    else:
+        entries = (
+            {"sequence": s, "frame": n, "segments": describe_segments(*read_panoptic(inference.output / name))}
+            for name, (s, n) in _listed(inference.output).items()
+        )
+    for entry in entries:
+        tracks = lives.setdefault(entry["sequence"], {})
+        for segment in entry["segments"]:
+            if segment["id"] and segment["area"] >= smallest:
+                tracks.setdefault(segment["id"], (segment["class"], []))[1].append(entry["frame"])
+    return lives
+
+
+def newest_log(folder: str | Path = "results") -> Path | None:
+    """log.jsonl of the training run under a folder that went on last."""
+    logs = Path(folder).glob("**/log.jsonl")
+    return max(logs, key=lambda p: p.stat().st_mtime, default=None)

@@ -1,0 +1,118 @@
+"""Cityscapes: single street images in which every pixel has a class and every thing an instance id.
+
+Layout:
+  <root>/leftImg8bit/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png (or .jpg)
+  <root>/gtFinePanopticParts/<split>/<city>/<city>_<seq>_<frame>_gtFinePanopticParts.tif   preferred
+  <root>/gtFine/<split>/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png                 else
+or the zip archives of these folders, as csDownload leaves them, which are unpacked.
+Cordts et al., arXiv 1604.01685; panoptic parts: de Geus et al., arXiv 2106.06351.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data.labels import LABEL_TO_TRAIN, THINGS, DataError, open_image
+from data.sets.download import unpack
+from data.sets.frames import FileSource, FrameRef, ordered
+
+DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "Cityscapes"
+IMAGES, PARTS, FINE = "leftImg8bit", "gtFinePanopticParts", "gtFine"
+SUFFIX = {PARTS: "_gtFinePanopticParts.tif", FINE: "_gtFine_instanceIds.png"}  # of label files
+ARCHIVES = {
+    IMAGES: "leftImg8bit_trainvaltest.zip",
+    PARTS: "gtFinePanopticParts_trainval.zip",
+    FINE: "gtFine_trainvaltest.zip",
+}
+NAME = re.compile(r"(?P<key>.+)_leftImg8bit\.(png|jpe?g)", re.IGNORECASE)
+FRAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
+MAX_LABEL_ID = 33
+HOW_TO_GET_IT = (
+    "`bash setup.sh cityscapes` downloads it (an account at the Cityscapes site is needed), or put "
+    f"{ARCHIVES[IMAGES]} and {ARCHIVES[PARTS]} there"
+)
+
+
+class Cityscapes(FileSource):
+    """One split of Cityscapes as a FrameSource. root: None for data/Cityscapes. The split test has no labels.
+
+    Raises DataError.
+    """
+
+    name = "cityscapes"
+    tracked = THINGS
+    is_video = False
+
+    def __init__(self, root: str | Path | None = None, split: str = "train"):
+        self.root = DEFAULT_ROOT if root is None else Path(root)
+        self.split = split
+        if not self.root.is_dir():
+            raise DataError(f"the folder {self.root} is missing. Cityscapes: {HOW_TO_GET_IT}")
+        folders = [self.root / name / split for name in (IMAGES, PARTS, FINE) if _unpacked(self.root, name)]
+        if not (self.root / IMAGES).is_dir():
+            raise DataError(f"the folder {self.root} holds no {IMAGES}. Cityscapes: {HOW_TO_GET_IT}")
+        if not folders[0].is_dir():
+            raise DataError(f"the folder {self.root} has no split {split!r}: {folders[0]} is missing")
+        self.frames = _pair(folders[0], folders[1:], labels_needed=split != "test")
+        if not self.frames:
+            raise DataError(f"{folders[0]} holds no images named <city>/<city>_<seq>_<frame>_leftImg8bit.png")
+
+    def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        return read_target(path)
+
+
+def read_target(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """A Cityscapes label file as semantic uint8 (H, W) and instance int32 (H, W): `iid + 1`, 0 in stuff and crowd.
+
+    The name says which encoding it has: `_gtFinePanopticParts.tif` or `_gtFine_instanceIds.png`. Raises DataError.
+    """
+    name = Path(path).name
+    if not name.endswith((SUFFIX[PARTS], SUFFIX[FINE])):
+        raise DataError(f"{path} is no Cityscapes label file (*{SUFFIX[PARTS]} or *{SUFFIX[FINE]})")
+    image = open_image(path)
+    if image.mode not in ("I", "I;16", "I;16B", "L"):
+        raise DataError(f"{path} is no Cityscapes label file: its mode is {image.mode}, not integers")
+    uid = np.asarray(image).astype(np.int32)
+    if name.endswith(SUFFIX[PARTS]):
+        uid = np.where(uid >= 100_000, uid // 100, uid)  # 6-7 digits: the last two are the part
+    has_id = uid >= 1000
+    label = np.where(has_id, uid // 1000, uid)
+    if label.size and not 0 <= int(label.min()) <= int(label.max()) <= MAX_LABEL_ID:
+        wrong = label.min() if label.min() < 0 else label.max()
+        raise DataError(f"{path} holds labelId {wrong}; Cityscapes has 0..{MAX_LABEL_ID}")
+    semantic = LABEL_TO_TRAIN[label]
+    # iid counts from 0: 24000 is a person, 24 a group of persons, so ids are shifted by one to keep 0 for crowd.
+    instance = np.where(has_id & np.isin(semantic, THINGS), uid % 1000 + 1, 0).astype(np.int32)
+    return semantic, instance
+
+
+def _unpacked(root: Path, name: str) -> bool:
+    """Whether a folder is there, after unpacking it where only its archive is."""
+    folder, archive = root / name, root / ARCHIVES[name]
+    if not folder.is_dir() and archive.is_file():
+        unpack(archive, folder, inner=name)
+    return folder.is_dir()
+
+
+def _pair(image_folder: Path, label_folders: list[Path], labels_needed: bool) -> list[FrameRef]:
+    """Images with their labels, ordered. Raises DataError for one without the other."""
+    named = ((NAME.fullmatch(path.name), path) for path in image_folder.glob("*/*") if not path.name.startswith("."))
+    images = {match["key"]: path for match, path in named if match}
+    labels: dict[str, Path] = {}
+    for folder in label_folders:
+        suffix = SUFFIX[folder.parent.name]
+        for path in folder.glob(f"*/[!.]*{suffix}"):
+            labels.setdefault(path.name.removesuffix(suffix), path)
+    if labels_needed:
+        for key in sorted(labels.keys() - images.keys())[:1]:
+            raise DataError(f"the label file {labels[key]} is there without its image {key}_leftImg8bit.png (or .jpg)")
+        for key in sorted(images.keys() - labels.keys())[:1]:
+            where = " or ".join(str(f) for f in label_folders) or f"{image_folder.parents[1] / PARTS} (missing)"
+            raise DataError(f"the image {images[key]} is there without a label file in {where}")
+    frames = []
+    for key, path in images.items():
+        match = FRAME.fullmatch(key)
+        sequence, number = (match["sequence"], int(match["number"])) if match else (key, 0)
+        frames.append(FrameRef(sequence, number, path, labels.get(key) if labels_needed else None))
+    return ordered(frames)

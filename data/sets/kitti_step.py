@@ -1,0 +1,106 @@
+"""KITTI-STEP: driving videos in which every pixel has a class, and every person and car a track.
+
+Layout, as the archive on the Hugging Face hub unpacks:
+  <root>/kitti_out/video_sequence/{train,val,test}/<sequence>_<frame>_leftImg8bit.png (or .jpg)
+                                                   <sequence>_<frame>_panoptic.png    R = class, G * 256 + B = track
+Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.11859.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from data.labels import CAR, PERSON, DataError, read_panoptic
+from data.sets.download import download, hub_url, unpack
+from data.sets.frames import FileSource, FrameRef, ordered
+
+DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "KittiSTEP"
+REPOSITORY = "LXT/VideoK-Net"
+REVISION = "3d14d271377c0af53ddbff26b32dd4a937e69cfa"
+ARCHIVE = "kitti_step.zip"
+ARCHIVE_SIZE = 15_603_758_691  # bytes
+ARCHIVE_SHA256 = "8a63817b76bf1b66ca8ccb0f13fdcdbf3921dcf7b4c0df586ca06965965ace70"
+UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly deflate; unpacking itself checks it exactly
+TOP_FOLDER = "kitti_out"  # in the archive
+
+NAME = re.compile(
+    r"(?P<sequence>[^.].*)_(?P<number>\d+)_((?P<image>leftImg8bit)\.(png|jpe?g)|panoptic\.png)", re.IGNORECASE
+)
+HOW_TO_GET_IT = (
+    f"KITTI-STEP is the file {ARCHIVE} of the model repository {REPOSITORY} on the Hugging Face hub; without "
+    f"--data_root it is downloaded ({ARCHIVE_SIZE / 1e9:.1f} GB, and {UNPACKED_SIZE / 1e9:.1f} GB to unpack it)"
+)
+
+
+class KittiStep(FileSource):
+    """One split of KITTI-STEP as a FrameSource.
+
+    root: None for the default folder, which is downloaded where it is missing; else a folder that holds
+    kitti_out/video_sequence/<split>, video_sequence/<split> or <split>. Splits are train and val; test has no labels
+    and is for inference. Raises DataError.
+    """
+
+    name = "kitti_step"
+    tracked = (PERSON, CAR)
+    is_video = True
+
+    def __init__(self, root: str | Path | None = None, split: str = "train"):
+        is_default = root is None
+        self.root = DEFAULT_ROOT if is_default else Path(root)
+        self.split = split
+        ensure_kitti_step(self.root, is_default)
+        self.folder = _split_folder(self.root, split)
+        self.frames = pair_frames(self.folder.iterdir(), labels_needed=split != "test")
+        if not self.frames:
+            raise DataError(f"{self.folder} holds no frames named <sequence>_<frame>_leftImg8bit.png")
+
+    def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        return read_panoptic(path)
+
+
+def ensure_kitti_step(root: Path, is_default: bool) -> None:
+    """Download and unpack KITTI-STEP where its default folder is missing. Raises DataError for another one missing."""
+    has_frames = any((root / sub).is_dir() for sub in (TOP_FOLDER, "video_sequence", "train", "val", "test"))
+    if has_frames:
+        return
+    if not is_default:
+        state = "holds no kitti_out/video_sequence/<split>" if root.is_dir() else "is missing"
+        raise DataError(f"the folder {root} {state}. {HOW_TO_GET_IT}")
+    print(f"KITTI-STEP is not in {root}: getting it (once)", flush=True)
+    archive = root / ARCHIVE
+    by_hand = f"fetch {ARCHIVE} of {REPOSITORY} on the Hugging Face hub elsewhere and put it at {archive}"
+    url = hub_url(REPOSITORY, ARCHIVE, REVISION)
+    download(url, archive, ARCHIVE_SIZE, ARCHIVE_SHA256, unpacked=UNPACKED_SIZE, by_hand=by_hand)
+    unpack(archive, root / TOP_FOLDER, inner=TOP_FOLDER)
+    print(f"unpacked to {root / TOP_FOLDER}; {archive} is needed no longer", flush=True)
+
+
+def pair_frames(paths: Iterable[Path], labels_needed: bool = True) -> list[FrameRef]:
+    """Images with their labels, by name, ordered. Raises DataError for one without the other; ignores other files."""
+    images, labels = {}, {}
+    for path in paths:
+        if match := NAME.fullmatch(path.name):
+            key = match["sequence"], match["number"]
+            (images if match["image"] else labels)[key] = path
+    for key in sorted(labels.keys() - images.keys())[:1]:
+        raise DataError(
+            f"the label file {labels[key]} is there without its image {'_'.join(key)}_leftImg8bit.png (or .jpg)"
+        )
+    if labels_needed:
+        for key in sorted(images.keys() - labels.keys())[:1]:
+            raise DataError(f"the image {images[key]} is there without its label file {'_'.join(key)}_panoptic.png")
+    return ordered(
+        FrameRef(sequence, int(number), path, labels.get((sequence, number)))
+        for (sequence, number), path in images.items()
+    )
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    for sub in (f"{TOP_FOLDER}/video_sequence", "video_sequence", "."):
+        if (root / sub / split).is_dir():
+            return root / sub / split
+    found = sorted(p.name for sub in (f"{TOP_FOLDER}/video_sequence", "video_sequence") for p in root.glob(f"{sub}/*"))
+    there = f"; there are {', '.join(found[:8])}" if found else ""
+    raise DataError(f"the folder {root} has no split {split!r} (kitti_out/video_sequence/{split}){there}")

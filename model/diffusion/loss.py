@@ -1,0 +1,132 @@
+"""The loss of a batch: noise, history, prediction, weighted cross-entropy.
+
+Bit Diffusion (arXiv 2208.04202) and Pix2Seq-D (arXiv 2210.06366).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.diffusion.bits import labels_to_bits, labels_to_codes
+from model.diffusion.draws import Draws
+from model.diffusion.schedule import add_noise
+from model.network.config import ConfigError
+from model.network.pix2seq_d import Pix2SeqD
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the diffusion is trained; each departure from the published recipe is measured in benchmarks/quality.md.
+
+    Raises ConfigError for values outside their range.
+    """
+
+    instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
+    stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
+    learn_void: Annotated[bool, "learn void as a class, as the published code does"] = False
+    self_conditioning_rate: Annotated[float, "share of samples given their own first estimate"] = 0.5
+    self_aligned_rate: Annotated[float, "share of samples denoised from their own re-noised estimate"] = 0.0
+    time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
+    loss_stride: Annotated[int, "answer only each n-th row and column, others in each step: n^2 less to do"] = 1
+
+    def __post_init__(self):
+        for name in ("self_conditioning_rate", "self_aligned_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
+        if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
+            raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
+        if self.loss_stride < 1:
+            raise ConfigError(f"loss_stride is 1 or more, not {self.loss_stride}")
+
+
+def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, stuff_by_class: bool = False) -> Tensor:
+    """Instance weighting (Pix2Seq-D, equation 4): (1 / (area + 1))^p, normalised to mean 1 over the known pixels.
+
+    semantic, slot: integers (B, h, w); known: bool (B, h, w). The area is the number of known pixels of the same slot
+    in the sample; for stuff (slot 0) of all stuff, or of the same class where stuff_by_class.
+    Returns float (B, h, w), 0 where unknown.
+    """
+    if power == 0:
+        return known.float()
+    # fmt: off
+    group = slot.long()
+    if stuff_by_class:
+        group = torch.where(group == 0, semantic.long(), group + 32)         # 32: above all semantic codes
+    flat = group.flatten(1)                                                  # (B, h w)
+    # uint8 slots (all presets) need 256 bins; three-code ids need them all. Known from the type, without a device sync.
+    bins = (256 if slot.dtype == torch.uint8 else 65_536) + 32
+    area = torch.zeros(flat.shape[0], bins, device=flat.device).scatter_add_(1, flat, known.flatten(1).float())
+    weight = (1 / (area.gather(1, flat) + 1)).pow(power).view_as(group) * known
+    mean = weight.sum(dim=(1, 2), keepdim=True) / known.sum(dim=(1, 2), keepdim=True).clamp_min(1)
+    return weight / mean.clamp_min(1e-12)
+    # fmt: on
+
+
+def training_loss(
+    model: torch.nn.Module, config, loss: LossConfig, batch: dict[str, Tensor], draws: Draws, step: int = 0
+):
+    """The loss of a batch of clips, the history as it is to be seen.
+
+    model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
+    (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
+    (B, T + 1, h, w), the current frame last. step: of the training, by which loss_stride takes its turns.
+    Returns the loss, a scalar: the mean over samples, codes and all pixels of the weighted cross-entropy, 0 where a
+    pixel is unknown, so that a frame of which little is known counts little; and its detached parts, {"semantic",
+    "instance"}.
+    """
+    semantic, slot = batch["semantic"], batch["instance"]
+    semantic_known, slot_known = batch["semantic_known"], batch["instance_known"]
+    if loss.learn_void:
+        inside = semantic_known[:, -1:].any(dim=-2, keepdim=True) & semantic_known[:, -1:].any(dim=-1, keepdim=True)
+        semantic_known = semantic_known | inside
+        slot_known = slot_known | (inside & (semantic == 0))
+
+    # fmt: off
+    # Target: the current frame as analog bits, noised
+    now = [m[:, -1] for m in (semantic, slot, semantic_known, slot_known)]   # (B, h, w)
+    x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
+    t = draws.t ** (1 / loss.time_power)
+    x = add_noise(x0, draws.noise, t)
+
+    # History: the masks before it
+    past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
+    history = unwrapped(model).history_bits(*past)                           # (B, T bits, h, w)
+
+    # fmt: on
+    # Predict
+    self_condition = draws.coins[:, 0] < loss.self_conditioning_rate if config.self_conditioning else None
+    realign = None
+    if loss.self_aligned_rate > 0:
+        realign = (draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t, draws.noise_next)
+    grid = None
+    if loss.loss_stride > 1:
+        grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
+    output = model(batch["image"], x, t, history, self_condition, realign, grid)
+
+    # Compare
+    weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
+    if grid is not None:
+        stride, top, left = grid
+        *now, weight, x0 = (m[..., top::stride, left::stride] for m in (*now, weight, x0))
+    if config.loss == "mse":
+        semantic_error, slot_error = (
+            (output - x0).square().div(config.scale**2).split([config.code_bits[0], sum(config.code_bits[1:])], dim=1)
+        )
+        errors = [semantic_error.mean(dim=1), slot_error.mean(dim=1)]
+    else:
+        codes = labels_to_codes(now[0], now[1], config.code_bits)
+        parts = output.split(config.code_sizes, dim=1)
+        errors = [F.cross_entropy(p, code, reduction="none") for p, code in zip(parts, codes, strict=True)]
+    knowns = [now[2]] + [now[3]] * (len(errors) - 1)
+    losses = [(error * weight * known).mean() for error, known in zip(errors, knowns, strict=True)]
+    total = torch.stack(losses).mean()
+    return total, {"semantic": losses[0].detach(), "instance": torch.stack(losses[1:]).mean().detach()}
+
+
+def unwrapped(model: torch.nn.Module) -> Pix2SeqD:
+    """The Pix2SeqD inside DistributedDataParallel."""
+    return model.module if hasattr(model, "module") else model

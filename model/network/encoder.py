@@ -1,0 +1,111 @@
+"""The image encoder: image -> (map to concatenate at mask size, tokens to attend to), once a frame.
+
+Pix2Seq-D (arXiv 2210.06366, section 3.2 and figure 4): a ResNet followed by transformer encoder layers, whose feature
+maps of several resolutions are merged to the size of the mask as in a feature pyramid network (arXiv 1612.03144).
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.network.backbones import STRIDES, build_backbone
+from model.network.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding, zero_init
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class Features(NamedTuple):
+    """What the denoiser needs of an image: `map` (B, C, h, w) at the size of its positions, `tokens` (B, N, D), and
+    where it is wanted `detail` (B, D, h, w) at mask size."""
+
+    map: Tensor
+    tokens: Tensor
+    detail: Tensor | None = None
+
+
+class ImageEncoder(nn.Module):
+    """Backbone without its last stage, transformer layers on its stride-16 map, pyramid merged to the mask's size."""
+
+    recompute = False  # gradient checkpointing
+
+    def __init__(
+        self,
+        backbone: str,
+        norm: str,
+        dim: int,
+        depth: int,
+        heads: int,
+        map_channels: int,
+        map_stride: float,
+        detail: int = 0,
+    ):
+        """map_channels, map_stride: channels of the map for the denoiser, and image pixels from one position of it to
+        the next; detail: channels of the features at mask size, 0 for none."""
+        super().__init__()
+        self.stem, self.pool, self.stages, channels = build_backbone(backbone, norm)
+        self.to_tokens = nn.Conv2d(channels[-1], dim, 1)
+        self.transformer = nn.ModuleList(TransformerLayer(dim, heads) for _ in range(depth))
+        self.token_norm = nn.LayerNorm(dim)
+        # The pyramid goes down to the finest level that is not coarser than the map, and with a detail to the stem.
+        self.map_level = max((n for n, stride in enumerate(STRIDES) if stride <= map_stride), default=0)
+        finest = 1 if detail else self.map_level
+        self.lateral = nn.ModuleDict(
+            {str(n): nn.Conv2d(c, map_channels, 1) for n, c in enumerate((*channels[:-1], dim)) if n >= finest}
+        )
+        self.merge = nn.Sequential(conv3x3(map_channels, map_channels), group_norm(map_channels), nn.SiLU())
+        self.detail = None
+        if detail:
+            self.detail_stem = nn.Conv2d(channels[0], detail, 1)
+            self.detail_map = nn.Conv2d(map_channels, detail, 1)
+            self.detail = nn.Sequential(group_norm(detail), nn.SiLU(), zero_init(conv3x3(detail, detail)))
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor, map_size: tuple[int, int], mask_size: tuple[int, int] | None = None) -> Features:
+        """image: float (B, 3, H, W) in [0, 1]; map_size, mask_size: (h, w) of the map and of the detail returned."""
+        # fmt: off
+        # Backbone
+        x = (image - self.mean) / self.std                                   # (B, 3, H, W)
+        levels = [self.stem(x)]                                              # (B, C, H/2, W/2)
+        x = self.pool(levels[0])
+        for stage in self.stages:
+            x = apply(stage, x, recompute=self.recompute)
+            levels.append(x)                                                 # (B, C, H/4 ... H/16, ...)
+
+        # Transformer encoder on the coarsest level
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")        # (B, N, D)
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device)
+        for layer in self.transformer:
+            tokens = apply(layer, tokens, recompute=self.recompute)
+        tokens = self.token_norm(tokens)
+
+        # Pyramid: from coarse to fine until the map's level is reached
+        levels[-1] = rearrange(tokens, "b (h w) c -> b c h w", h=h).to(x.dtype)
+        merged = self.lateral[str(len(levels) - 1)](levels[-1])
+        for n in reversed(range(self.map_level, len(levels) - 1)):
+            merged = self._finer(merged, levels, n)
+        if merged.shape[-2:] != tuple(map_size):
+            merged = F.interpolate(merged, map_size, mode="bilinear", align_corners=False)
+        merged = self.merge(merged)                                          # (B, C, h, w)
+
+        # Detail: on to the stem's level, then to the mask's size
+        detail = None
+        if self.detail is not None:
+            y = merged
+            for n in reversed(range(1, self.map_level)):
+                y = self._finer(y, levels, n)                                # (B, C, H/4, W/4)
+            y = F.interpolate(self.detail_map(y), levels[0].shape[-2:], mode="nearest")
+            detail = self.detail(self.detail_stem(levels[0]) + y)            # (B, D, H/2, W/2)
+            detail = F.interpolate(detail, mask_size, mode="bilinear", align_corners=False)
+        return Features(merged, tokens, detail)                              # (B, D, h, w)
+        # fmt: on
+
+    def _finer(self, merged: Tensor, levels: list[Tensor], n: int) -> Tensor:
+        """The pyramid's next level: level n and what is merged of the coarser ones."""
+        y = self.lateral[str(n)](levels[n])
+        return y + F.interpolate(merged, y.shape[-2:], mode="nearest")

@@ -1,0 +1,195 @@
+"""The denoiser: noisy bits + conditions -> logits over the codes of each pixel.
+
+TransUNet of Pix2Seq-D (arXiv 2210.06366, section 3.2): a U-Net whose lowest level holds transformer layers with
+self-attention over the mask's positions and cross-attention to the image's tokens. What depends on the conditions
+alone - their part of the first convolution, the keys and values of cross-attention - is computed once a frame, and what
+depends on the time alone for all steps together.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from model.network.encoder import Features
+from model.network.layers import (
+    ResidualBlock,
+    TimeEmbedding,
+    TransformerLayer,
+    apply,
+    conv3x3,
+    group_norm,
+    position_encoding,
+    zero_init,
+)
+
+
+class Condition(NamedTuple):
+    """What one frame's denoising steps share: `first` (B, C, h, w), the conditions' part of the first convolution,
+    for each transformer layer the keys and values (B, heads, N, d) of cross-attention, and the image's `detail` at mask
+    size (B, PIXEL_DIM, h, w)."""
+
+    first: Tensor
+    cross: list[tuple[Tensor, Tensor]]
+    detail: Tensor | None = None
+
+    @staticmethod
+    def batch(parts: Sequence["Condition"]) -> "Condition":
+        """Several as one, in order."""
+        return tree_map(lambda *maps: None if maps[0] is None else torch.cat(maps), *parts)
+
+
+class Modulation(NamedTuple):
+    """What the network makes of N times: for each residual block scale and shift (N, 2 width), on the way down and then
+    up, and for the transformer a `token` (N, D). One row serves any batch."""
+
+    blocks: list[Tensor]
+    token: Tensor
+
+    def at(self, step: int) -> "Modulation":
+        """That of one of the times."""
+        return Modulation([m[step : step + 1] for m in self.blocks], self.token[step : step + 1])
+
+
+PIXEL_DIM = 32  # channels of a pixel of a patch, before the answer
+Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this row and this column on
+
+
+class TransUNet(nn.Module):
+    recompute = False  # gradient checkpointing
+
+    def __init__(
+        self,
+        bits: int,
+        out_channels: int,
+        history_masks: int,
+        map_channels: int,
+        context_dim: int,
+        dim: int,
+        multipliers: Sequence[int],
+        depth: int,
+        transformer_dim: int,
+        heads: int,
+        self_conditioning: bool,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ):
+        """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
+        features; patch: side of the square of mask pixels that one position of the network stands for."""
+        super().__init__()
+        time_dim = 4 * dim
+        widths = [dim * m for m in multipliers]
+        self.patch = patch
+        self.time = TimeEmbedding(time_dim)
+        # The first convolution is 1x1 over bits, history and image together, as published; its parts are added.
+        self.conv_in = nn.Conv2d(bits * (2 if self_conditioning else 1) * patch**2, dim, 1)
+        self.conv_image = nn.Conv2d(map_channels, dim, 1)
+        self.conv_history = nn.Conv2d(bits * history_masks * patch**2, dim, 1, bias=False) if history_masks else None
+
+        # One residual block a level on the way down, two on the way up
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        channels = dim
+        for i, width in enumerate(widths):
+            self.down.append(ResidualBlock(channels, width, time_dim, dropout))
+            last = i == len(widths) - 1
+            self.downsample.append(nn.Identity() if last else conv3x3(width, width, stride=2))
+            channels = width
+
+        self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
+        self.time_token = nn.Linear(time_dim, transformer_dim)
+        self.transformer = nn.ModuleList(
+            TransformerLayer(transformer_dim, heads, context_dim, dropout) for _ in range(depth)
+        )
+        self.from_tokens = zero_init(nn.Conv2d(transformer_dim, channels, 1))
+
+        self.up = nn.ModuleList()
+        for width in reversed(widths):
+            blocks = [ResidualBlock(channels + width, width, time_dim, dropout), ResidualBlock(width, width, time_dim)]
+            self.up.append(nn.ModuleList(blocks))
+            channels = width
+        self.norm_out = group_norm(dim)
+        if patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
+            self.conv_patch = nn.Conv2d(dim, PIXEL_DIM * patch**2, 1)
+            self.conv_out = nn.Conv2d(PIXEL_DIM, out_channels, 1)
+        else:
+            self.conv_out = zero_init(conv3x3(dim, out_channels))
+
+    def condition(self, features: Features, history: Tensor | None) -> Condition:
+        """features: of the image; history: analog bits (B, T * bits, h, w), zeros where unknown; None: all zeros."""
+        first = self.conv_image(features.map)
+        if history is not None and self.conv_history is not None:
+            first = first + self.conv_history(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
+        cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
+        return Condition(first, cross, features.detail)
+
+    def modulation(self, t: Tensor) -> Modulation:
+        """t: times (N,) in [0, 1]."""
+        time = self.time(t)  # (N, 4 dim)
+        blocks = [*self.down, *(block for blocks in self.up for block in blocks)]
+        return Modulation([block.time(time) for block in blocks], self.time_token(time))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | Modulation,
+        condition: Condition,
+        x0_previous: Tensor | None = None,
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """x: noisy bits (B, bits, h, w); t: times (B,) in [0, 1], or what `modulation` made of them or of one for all;
+        x0_previous: the estimate of the step before, for self-conditioning. Returns (B, out_channels, h, w), or its
+        rows and columns on the grid."""
+        scales, token = t if isinstance(t, Modulation) else self.modulation(t)
+        scales = iter(scales)
+        # fmt: off
+        if x0_previous is not None:
+            x = torch.cat([x, x0_previous], dim=1)
+        x = F.pixel_unshuffle(x, self.patch)                                  # (B, C, h, w) in patches from here on
+        x = self.conv_in(x) + condition.first                                 # (B, dim, h, w)
+
+        # Down
+        skips = []
+        for block, downsample in zip(self.down, self.downsample, strict=True):
+            x = apply(block, x, next(scales), recompute=self.recompute)
+            skips.append(x)
+            x = downsample(x)                                                 # (B, width, h/2, w/2)
+
+        # Transformer on the lowest level
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.to_tokens(x), "b c h w -> b (h w) c")         # (B, N, D)
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + token[:, None]
+        for layer, keys_values in zip(self.transformer, condition.cross, strict=True):
+            tokens = apply(layer, tokens, keys_values, recompute=self.recompute)
+        x = x + self.from_tokens(rearrange(tokens, "b (h w) c -> b c h w", h=h))
+
+        # Up
+        for blocks in self.up:
+            skip = skips.pop()
+            if x.shape[-2:] != skip.shape[-2:]:
+                x = F.interpolate(x, skip.shape[-2:], mode="nearest")
+            x = apply(blocks[0], torch.cat([x, skip], dim=1), next(scales), recompute=self.recompute)
+            x = apply(blocks[1], x, next(scales), recompute=self.recompute)
+        return self._answer(F.silu(self.norm_out(x)), grid, condition.detail) # (B, out_channels, h, w) in mask pixels
+        # fmt: on
+
+    def _answer(self, x: Tensor, grid: Grid | None, detail: Tensor | None = None) -> Tensor:
+        """The last convolutions, where their answer is wanted. Raises ValueError for a stride that does not fit."""
+        stride, top, left = grid or (1, 0, 0)
+        if self.patch == 1:
+            x = F.pad(x, (1, 1, 1, 1))[..., top:, left:]
+            return F.conv2d(x, self.conv_out.weight, self.conv_out.bias, stride)
+        if self.patch % stride:
+            raise ValueError(f"a stride of {stride} does not divide the patch {self.patch}")
+        weight, bias = self.conv_patch.weight, self.conv_patch.bias
+        if stride > 1:
+            pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
+            pixels = pixels[:, top::stride, left::stride].flatten()
+            weight, bias = weight[pixels], bias[pixels]
+        x = F.pixel_shuffle(F.conv2d(x, weight, bias), self.patch // stride)
+        if detail is not None:
+            x = x + detail[..., top::stride, left::stride]
+        return self.conv_out(F.silu(x))

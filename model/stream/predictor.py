@@ -1,0 +1,217 @@
+"""VideoPredictor: panoptic video segmentation, a frame a call."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model import checkpoint as checkpoints
+from model.hub import HubMixin
+from model.network.config import ConfigError, ModelConfig
+from model.network.pix2seq_d import Pix2SeqD
+from model.stream.fast import GraphedSampling, cast_weights, fold_norms, sample
+from model.stream.resize import fit_frame
+from model.stream.step import StreamConfig, stream_step
+from model.stream.tracks import StreamState
+
+
+@dataclass
+class Panoptic:
+    """One frame's answer: `semantic` uint8 (H, W), trainIds; `track` int32 (H, W), ids, 0 = none."""
+
+    semantic: np.ndarray
+    track: np.ndarray
+
+    @cached_property
+    def segments(self) -> list[dict[str, int]]:
+        """[{"id", "class", "area" in pixels}] of the tracked instances and, with id 0, of the other classes; counted
+        when they are asked for."""
+        keys, areas = np.unique(self.track.astype(np.int64) * 256 + self.semantic, return_counts=True)
+        return [
+            {"id": int(key // 256), "class": int(key % 256), "area": int(area)}
+            for key, area in zip(keys, areas, strict=True)
+        ]
+
+
+def precision(mixed_precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of `auto`, `no`, `bf16` or `fp16` on a device; None for plain float32.
+
+    `auto` takes bf16 where the device multiplies matrices faster in it: CUDA GPUs of compute capability 8.0 and
+    higher, CPUs with AMX or AVX512-BF16.
+    """
+    if mixed_precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        flags = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else None
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+class VideoPredictor(HubMixin):
+    """Panoptic video segmentation, a frame a call.
+
+    >>> predictor = VideoPredictor.from_checkpoint("results/train/model-latest.pt")
+    >>> for frame in frames:  # uint8 array (H, W, 3) or PIL image
+    ...     panoptic = predictor(frame)
+    >>> predictor.reset()  # before the next video
+    """
+
+    def __init__(
+        self,
+        model: Pix2SeqD,
+        config: StreamConfig | None = None,
+        device: str | torch.device | None = None,
+        mixed_precision: str = "auto",
+        image_size: tuple[int, int] | None = None,
+    ):
+        """image_size: (H, W) whose area frames are brought to, in place of the model's; the mask's size follows in
+        proportion."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.config = config or StreamConfig()
+        self.dtype = precision(mixed_precision, self.device)
+        self.image_size = checked_size(image_size or model.config.image_size)
+        self.state = StreamState(video=0)
+        self.sampling: Callable[..., Tensor] = sample
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> "VideoPredictor":
+        """The averaged weights of a checkpoint file, or of the newest in a results folder. Raises CheckpointError.
+
+        options: of the constructor, or fields of StreamConfig, which replace what the checkpoint recommends.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / checkpoints.LATEST
+        stored = checkpoints.load(path)
+        model = build(stored, path)
+        fields = {f.name for f in dataclasses.fields(StreamConfig)}
+        sampling = recommended(stored, path) | {k: options.pop(k) for k in fields & options.keys()}
+        options.setdefault("config", StreamConfig(**sampling))
+        return cls(model, **options)
+
+    def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
+        """The next frame of the video, uint8 (H, W, 3) or a PIL image, of any size. Raises ValueError otherwise."""
+        (panoptic,), (self.state,) = self.step([frame], [self.state])
+        return panoptic
+
+    def stream(self, frames: Iterable[np.ndarray | Image.Image]) -> Iterator[Panoptic]:
+        """The panoptics of one whole video, as they come."""
+        if self.state.frame:
+            self.reset()
+        for frame in frames:
+            yield self(frame)
+
+    def reset(self, video: int | None = None) -> None:
+        """Start the next video; its number seeds its noise."""
+        self.state = StreamState(self.state.video + 1 if video is None else video)
+
+    def step(
+        self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState]
+    ) -> tuple[list[Panoptic], list[StreamState]]:
+        """The next frame of several videos at once, each with its state; sizes may differ."""
+        arrays = [_as_array(frame) for frame in frames]
+        results, following = [None] * len(arrays), list(states)
+        # Frames without and with history take different numbers of steps; a batch has one size
+        groups: dict[tuple, list[int]] = {}
+        for i, state in enumerate(states):
+            groups.setdefault((state.semantic is None, *self.sizes(arrays[i])), []).append(i)
+        for (_, image_size, mask_size), group in groups.items():
+            images = torch.stack([fit_frame(arrays[i], image_size) for i in group])
+            sizes = [arrays[i].shape[:2] for i in group]
+            before = [states[i].at_size(mask_size) for i in group]
+            answers, after = self.predict(images, before, mask_size, sizes)
+            for i, answer, state in zip(group, answers, after, strict=True):
+                results[i], following[i] = Panoptic(*answer), state
+        return results, following
+
+    def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
+        """Ready the model for a long run, after which it is not to be trained or saved: frozen norms
+        folded into its convolutions, which changes answers by rounding alone, and its weights in the autocast type,
+        once for all; with `compile` the network compiled, with `cuda_graphs` the sampling loop as CUDA graphs (neither
+        yet run on a GPU).
+
+        Raises ConfigError for these two elsewhere than on a CUDA device: on a CPU compiling does not pay
+        (benchmarks/speed.md).
+        """
+        for name, wanted in (("cuda_graphs", cuda_graphs), ("compile", compile)):
+            if wanted and self.device.type != "cuda":
+                raise ConfigError(f"{name} is for a CUDA device, not {self.device.type}")
+        fold_norms(self.model)
+        cast_weights(self.model, self.dtype)
+        if compile:
+            self.model.compile_parts()
+        self.sampling = GraphedSampling() if cuda_graphs else sample
+
+    def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The (height, width) of image and mask for a frame (H, W, 3)."""
+        return self.model.config.sizes_for(frame.shape[:2], self.image_size)
+
+    def predict(self, images: Tensor, states, mask_size=None, frame_sizes=None):
+        """`stream_step` on this predictor's device and precision; images: uint8 (B, 3, H, W)."""
+        images = images.to(self.device, non_blocking=True)
+        images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        with autocast:
+            return stream_step(self.model, images, states, self.config, mask_size, frame_sizes, self.sampling)
+
+
+def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
+    """The model of a checkpoint with its averaged weights. Raises CheckpointError."""
+    model = model_for(config_of(stored, source), stored["weights"], source)
+    checkpoints.load_weights(model, stored["weights"], source)
+    return model
+
+
+def recommended(stored: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The sampling that a checkpoint recommends, as fields of StreamConfig. Raises CheckpointError."""
+    sampling = stored.get("sampling") or {}
+    try:
+        StreamConfig(**sampling)
+    except Exception as error:  # values that no program of ours wrote: any type of error
+        raise checkpoints.CheckpointError(f"{source} recommends a sampling that cannot be used ({error})") from None
+    return sampling
+
+
+def model_for(config: ModelConfig, weights: dict[str, Tensor], source: str | Path) -> Pix2SeqD:
+    """A model of a configuration that came with weights. Raises CheckpointError where the two do not fit.
+
+    It is laid out without memory first, so that a file cannot ask for more than it holds.
+    """
+    try:
+        with torch.device("meta"):
+            own = Pix2SeqD(config).state_dict()
+    except Exception as error:  # values that no program of ours wrote: any type of error
+        raise checkpoints.CheckpointError(f"{source} holds a model that cannot be built ({error})") from None
+    checkpoints.check_shapes(own, weights, source)
+    return Pix2SeqD(config)
+
+
+def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
+    """The model's configuration in a checkpoint. Raises CheckpointError."""
+    try:
+        return ModelConfig.from_dict(stored["config"])
+    except Exception as error:  # as above
+        raise checkpoints.CheckpointError(f"{source} holds a configuration that cannot be used ({error})") from None
+
+
+def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """A height and width. Raises ConfigError for what is none."""
+    if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
+        raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
+    return tuple(image_size)
+
+
+def _as_array(frame: np.ndarray | Image.Image) -> np.ndarray:
+    array = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(f"a frame is a uint8 array (H, W, 3) or a PIL image, not {array.dtype} {array.shape}")
+    return array

@@ -1,0 +1,166 @@
+"""One step of the stream: the next frame of each video, from its state.
+
+Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised under its image and the masks that
+were predicted before it. The stream is explicit: `stream_step` takes a state for each video and returns the next ones,
+so that several videos can be batched and a half-done one can be resumed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.diffusion.draws import seeded
+from model.diffusion.samplers import SAMPLERS, class_logits
+from model.diffusion.schedule import sampling_times
+from model.network.config import FIRST_THING, ConfigError, ModelConfig
+from model.network.pix2seq_d import Pix2SeqD
+from model.network.unet import Condition
+from model.stream.answer import candidates, full_size, slot_masses, to_host
+from model.stream.fast import sample
+from model.stream.tracks import StreamState, advance, follow, merged
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How a video is predicted. Raises ConfigError for values outside their range."""
+
+    first_steps: int = 20  # denoising steps of a frame without history
+    steps: int = 8  # of each frame after it
+    sampler: str = "ddim"
+    time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
+    min_area: int = 4  # segments of fewer mask pixels are dropped
+    seed: int = 42
+    max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
+    merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
+    fresh: bool = True  # all but one of `steps` are a second look, without history; else all with it, as published
+    average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
+
+    def __post_init__(self):
+        if self.max_gap < 0:
+            raise ConfigError(f"max_gap must be 0 or more, not {self.max_gap}")
+        if self.first_steps < 1 or self.steps < 1:
+            raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        if not 0 <= self.merge <= 1:
+            raise ConfigError(f"merge is a share, 0..1, not {self.merge}")
+        if not 0 <= self.time_difference <= 1:
+            raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
+
+    @property
+    def fresh_steps(self) -> int:
+        """How many of `steps` are made without history."""
+        return self.steps - 1 if self.fresh else 0
+
+
+@torch.inference_mode()
+def stream_step(
+    model: Pix2SeqD,
+    images: Tensor,
+    states: Sequence[StreamState],
+    config: StreamConfig,
+    mask_size: tuple[int, int] | None = None,
+    frame_sizes: Sequence[tuple[int, int]] | None = None,
+    sampling: Callable[..., Tensor] = sample,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
+    """Predict the next frame of B videos, all at their first frame (no history) or all past it.
+
+    images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; mask_size: None for the configuration's;
+    frame_sizes: (height, width) of each answer, None for the mask's; sampling: model.loop's `sample`, or what does the
+    same. Returns a (semantic trainIds uint8, track ids int32) pair for each video, and the next states; the given ones
+    stay.
+    """
+    c, device = model.config, images.device
+    mask_size = tuple(mask_size or c.mask_size)
+    first = states[0].semantic is None
+    if any((s.semantic is None) != first for s in states):
+        raise ValueError("a batch holds videos at their first frame, or past it, not both")
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+
+    features = model.encode(images, mask_size)
+    history = None if first else model.history_bits(*_history(states, c, mask_size, device))
+
+    def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
+        """The answers under each (history, key), side by side, from noise of (seed, video, frame, key)."""
+        generators = [seeded(device, config.seed, s.video, s.frame, *key) for _, key in looks for s in states]
+
+        def noise() -> Tensor:
+            drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
+            return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
+
+        condition = Condition.batch([model.condition(features, past) for past, _ in looks])
+        times = sampling_times(steps, config.time_difference)
+        output = sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
+        return output.chunk(len(looks))
+
+    # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
+    steps = config.first_steps if first else config.steps - config.fresh_steps
+    followed, anew, told = (history, ()), (None, (1,)), None
+    if first or not config.fresh_steps:
+        (output,) = look(steps, followed)
+    else:
+        answers = look(steps, followed, anew) if steps == config.fresh_steps else look(steps, followed)
+        told = to_host(c, candidates(model, answers[0])[2:])[:, 0]
+        classes = class_logits(c, answers[0]).clone()
+        output = answers[1] if len(answers) == 2 else look(config.fresh_steps, anew)[0]
+        if config.average_classes:
+            class_logits(c, output).add_(classes).mul_(0.5)
+
+    return _tracked(model, output, told, states, config, frame_sizes or [mask_size] * len(states))
+
+
+def _tracked(
+    model: Pix2SeqD,
+    output: Tensor,
+    told: np.ndarray | None,
+    states: Sequence[StreamState],
+    config: StreamConfig,
+    frame_sizes: Sequence[tuple[int, int]],
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
+    """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
+    the answer with history, where `output` is one without."""
+    c = model.config
+    maps = candidates(model, output)
+    masses = slot_masses(model, output, maps[2]) if config.merge else None
+    answers = to_host(c, maps)
+    results, following = [], []
+    for n, (answer, state, size) in enumerate(zip(answers, states, frame_sizes, strict=True)):
+        raw_slot = answer[2].copy()
+        if masses is not None:
+            held = () if config.fresh_steps else state.held(c.history_length)
+            answer[2] = merged(masses[n], config.merge, held, config.min_area)[answer[2]]
+        if config.fresh_steps:
+            seen = None if told is None else told[n]
+            answer, state = follow(answer, seen, state, c, config.min_area, config.max_gap)
+        semantic, slot, after = advance(answer, state, c, config.min_area, config.max_gap)
+        if semantic.shape != tuple(size):
+            semantic, slot = full_size(model, output[n], raw_slot, semantic, slot, size)
+        lookup = np.zeros(c.slots, np.int32)
+        for s, track in after.track.items():
+            lookup[s] = track
+        results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
+        following.append(after)
+    return results, following
+
+
+def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
+    """semantic, slot, where each is known (B, T, h, w), of the offsets that the model looks back to.
+
+    As in training the slot is unknown in things without a track: of other classes, or a crowd.
+    """
+    offsets = config.history_offsets
+    shape = (len(states), len(offsets), *mask_size)
+    slot_type = np.uint8 if config.slots <= 256 else np.int32
+    maps = np.zeros(shape, np.uint8), np.zeros(shape, slot_type), np.zeros(shape, bool)
+    for b, state in enumerate(states):
+        if state.semantic is not None:
+            rows = [config.history_length + offset for offset in offsets]
+            for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
+                target[b] = source[rows]
+    semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
+    nameless = (semantic > FIRST_THING) & (slot == 0)
+    return [semantic, slot, known, known & ~nameless]

@@ -1,0 +1,66 @@
+"""The settings of one training run."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from model.network.config import ConfigError
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run. Raises ConfigError where the values do not fit together."""
+
+    steps: Annotated[int, "optimizer steps"] = 30_000
+    batch_size: Annotated[int, "samples of one step, over all processes"] = 16
+    accumulate: Annotated[int, "slices that a step works through one by one"] = 1
+    optimizer: Annotated[str, "adamw, as published, or muon on matrices and kernels", OPTIMIZERS] = "adamw"
+    lr: Annotated[float, "learning rate after the warm-up"] = 1e-4
+    backbone_lr: Annotated[float, "learning rate of the backbone, as a share of --lr; below 1 by AdamW"] = 1.0
+    final_lr: Annotated[float, "learning rate at the end, as a share; linear in between"] = 0.1
+    warmup: Annotated[int, "steps of linear warm-up"] = 500
+    weight_decay: Annotated[float, "of AdamW, on matrices and kernels"] = 0.05
+    beta2: Annotated[float, "of AdamW"] = 0.999
+    clip: Annotated[float, "largest norm of the gradient"] = 1.0
+    ema_decay: Annotated[float, "largest decay of the averaged weights; they warm up to it"] = 0.999
+    freeze_backbone: Annotated[bool, "keep the ResNet as it is"] = False
+    max_nonfinite: Annotated[int, "skipped steps in a row (loss or gradient not finite) that end the run"] = 10
+    sampling: Annotated[tuple[float, ...], "recommended sampling: steps of first, of later frames, time difference"] = (
+        20, 8, 0.0,
+    )  # fmt: skip
+    save_every: Annotated[int, "steps between checkpoints"] = 500
+    keep: Annotated[int, "numbered checkpoints that are kept; 0 keeps all"] = 5
+    milestone: Annotated[int, "each so-manyth checkpoint is kept whatever --keep says; 0: none"] = 10
+    validate_every: Annotated[int, "steps between validations on held-out clips; 0: never"] = 1000
+    seed: Annotated[int, "of weights, data order, augmentation and noise"] = 42
+    num_workers: Annotated[int, "loader processes for each training process"] = 2
+    compile: Annotated[bool, "compile the network with torch.compile, on a GPU"] = False
+    recompute: Annotated[bool, "gradient checkpointing: less memory, a third more to compute"] = False
+
+    @property
+    def stream(self) -> dict[str, Any]:
+        """`sampling` as fields of StreamConfig."""
+        first_steps, steps, time_difference = self.sampling
+        return {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "max_nonfinite"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if len(self.sampling) != 3 or any(n < 1 or n % 1 for n in self.sampling[:2]) or not 0 <= self.sampling[2] <= 1:
+            raise ConfigError(f"sampling is two numbers of steps and a fraction, as 20 8 0.0, not {self.sampling}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("final_lr", "backbone_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if min(self.num_workers, self.warmup, self.keep, self.milestone, self.validate_every) < 0:
+            raise ConfigError("num_workers, warmup, keep, milestone and validate_every must be 0 or more")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
+        for name in ("ema_decay", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 0 or more and below 1, not {getattr(self, name)}")

@@ -1,0 +1,105 @@
+"""The learning rate of a step, and the optimizer: AdamW, as published, or Muon on matrices and kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import check_moments
+from training.config import TrainingConfig
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then linear decay to `final_lr` of it at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * (1 - (1 - config.final_lr) * done)
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of a Pix2SeqD. Weight decay is for matrices and kernels alone.
+
+    The backbone learns by AdamW at `backbone_lr` times the learning rate: what is pre-trained wants small steps. Where
+    that is 1 it is treated as the rest. A group's `lr_share` is for `set_learning_rate`.
+    """
+    own = [*model.encoder.stem.parameters(), *model.encoder.stages.parameters()] if config.backbone_lr != 1 else []
+    backbone = set(own)
+    parameters = [p for p in model.parameters() if p.requires_grad and p not in backbone]
+    groups = []
+    for share, part in ((1.0, parameters), (config.backbone_lr, [p for p in own if p.requires_grad])):
+        for decay, chosen in (
+            (config.weight_decay, [p for p in part if p.ndim >= 2]),
+            (0.0, [p for p in part if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr_share": share})
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
+    hidden = [p for p in groups[0]["params"] if p not in last]
+    groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
+    return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each group takes its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_share", 1.0)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) on hidden matrices and kernels, AdamW on the rest.
+
+    A kernel is taken as the matrix of its output channels by all else. Muon's updates are scaled to the size of
+    AdamW's (Liu et al., arXiv 2502.16982, section 2.2), so that one learning rate is for both.
+    """
+
+    def __init__(
+        self, hidden: list[Tensor], groups: list[dict[str, Any]], lr: float, weight_decay: float, beta2: float
+    ):
+        """hidden: parameters of two or more dimensions; groups: the others, with their weight decay."""
+        super().__init__([{"params": hidden, "weight_decay": weight_decay}, *groups], {"lr": lr, "betas": (0.9, beta2)})
+        self.matrices = [nn.Parameter(_matrix(p.detach())) for p in hidden]
+        if any(m.data_ptr() != p.data_ptr() for m, p in zip(self.matrices, hidden, strict=True)):
+            raise ValueError("parameters must be contiguous, channels first or last")
+        self.muon = torch.optim.Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(
+            [{**group, "params": list(group["params"])} for group in groups], lr=lr, betas=(0.9, beta2), fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("a closure is not supported")
+        ours, *others = self.param_groups
+        for p, matrix in zip(ours["params"], self.matrices, strict=True):
+            matrix.data = _matrix(p.detach())  # the same memory
+            matrix.grad = None if p.grad is None else _matrix(p.grad)
+        for theirs, group in zip([*self.muon.param_groups, *self.adamw.param_groups], [ours, *others], strict=True):
+            theirs.update({k: v for k, v in group.items() if k != "params" and k in theirs})
+        self.muon.step()
+        self.adamw.step()
+        for matrix in self.matrices:
+            matrix.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Momenta alone: settings are of this run. Raises ValueError or KeyError for a state of another optimizer."""
+        for part, name in ((self.muon, "muon"), (self.adamw, "adamw")):
+            chosen = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
+            part.load_state_dict(state_dict[name])
+            for group, settings in zip(part.param_groups, chosen, strict=True):
+                for key in set(group) - set(settings) - {"params"}:
+                    del group[key]
+                group.update(settings)
+            check_moments(part)
+
+
+def _matrix(p: Tensor) -> Tensor:
+    """(out, ...) -> (out, rest): a view where the tensor is contiguous, channels first or last."""
+    if p.ndim == 4 and not p.is_contiguous():
+        p = p.permute(0, 2, 3, 1)
+    return p.reshape(p.shape[0], -1)

@@ -1,0 +1,78 @@
+"""From the data sets that a command line names to training samples and to what validation looks at."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from data.clips.cache import Cached
+from data.clips.clips import ClipFormat, Clips
+from data.clips.mixture import TrainingStream
+from data.labels import DataError
+from data.sets.frames import FrameSource, count_gaps
+from data.sets.registry import DATASETS
+from model import ModelConfig
+from training.options import Settings
+from training.own_history import predicted_history
+
+
+def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
+    """The data sets of the command line; each takes the root at its place, or its default one."""
+    return [_open(n, args, config, split) for n in range(len(args.dataset))]
+
+
+def validation_source(args: argparse.Namespace, config: ModelConfig) -> FrameSource:
+    """The first data set of the command line that has a split `val`. Raises DataError where none has."""
+    reasons = []
+    for n in range(len(args.dataset)):
+        try:
+            return _open(n, args, config, "val")
+        except DataError as error:
+            reasons.append(str(error))
+    raise DataError(f"there is nothing to validate on ({reasons[0]}); --validate_videos 0 trains without validation")
+
+
+def with_tracks(config: ModelConfig, sources: list[FrameSource]) -> ModelConfig:
+    """The configuration of a model that tracks the classes that any of the data sets tracks."""
+    return dataclasses.replace(config, tracked=tuple(sorted({c for source in sources for c in source.tracked})))
+
+
+def training_stream(
+    args: argparse.Namespace, settings: Settings, sources: list[FrameSource], accelerator: Accelerator
+) -> TrainingStream:
+    """The samples of a run, of all data sets together."""
+    config, training = settings.model, settings.training
+    image_size = tuple(config.image_size)
+    fmt = ClipFormat(image_size, tuple(config.mask_size), config.slots, config.history_offsets)
+    own = [None] * len(sources)
+    if args.history_from:
+        folder = Path(args.results_folder) / "own_history"
+        own = [predicted_history(s, args.history_from, folder, image_size, accelerator, args.quiet) for s in sources]
+    if args.cache:
+        sources = [Cached(source, image_size, args.cache) for source in sources]
+    clips = [
+        Clips(source, fmt, settings.augmentation, history_config=settings.history, own_history=predicted)
+        for source, predicted in zip(sources, own, strict=True)
+    ]
+    total = training.steps * training.batch_size
+    return TrainingStream(clips, args.dataset_weights, training.seed, total, args.skip_bad_files)
+
+
+def in_words(sources: list[FrameSource]) -> str:
+    """How many frames of what, and where frame numbers jump: nobody sees in a loss that history breaks off there."""
+    parts = []
+    for source in sources:
+        gaps = count_gaps(source.frames) if source.is_video else 0
+        cut = f" (history cut at {gaps} gap{'s' * (gaps > 1)} in their numbers)" if gaps else ""
+        parts.append(f"{len(source.frames):,} of {source.name}{cut}")
+    return " + ".join(parts)
+
+
+def _open(n: int, args: argparse.Namespace, config: ModelConfig, split: str) -> FrameSource:
+    name, root = args.dataset[n], args.data_root[n] if args.data_root else None
+    options = {}
+    if name == "streets":  # rendered, at the size that is asked for
+        videos = args.streets_videos if split == "train" else args.validate_videos
+        options = {"videos": videos, "image_size": tuple(config.image_size)}
+    return DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options)
