@@ -6,9 +6,8 @@ import torch
 from small import CONFIG, lively_model
 
 from model import ConfigError, StreamConfig, VideoPredictor
-from model.stream.association import Seen, best_pairs, moved, remembered, same_tracks
 from model.stream.step import stream_step
-from model.stream.tracks import StreamState, adopt, advance, follow
+from model.stream.tracks import StreamState, Track, _moved, _seen, adopt, advance
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
@@ -27,10 +26,14 @@ def stream(*frames, gap=0, told=None):
     state, result = StreamState(0), []
     for n, objects in enumerate(frames):
         seen = told if n == len(frames) - 1 else None
-        now, state = follow(answer(*objects), seen, state, CONFIG, 4, gap)
-        _, slot, state = advance(now, state, CONFIG, 4, gap)
-        result.append({(y, x): state.track[slot[y, x]] if slot[y, x] else 0 for _, _, y, x, _, _ in objects})
+        _, slot, state = advance(answer(*objects), seen, state, CONFIG, 4, gap)
+        result.append({(y, x): now(state).get(slot[y, x], 0) for _, _, y, x, _, _ in objects})
     return result, state
+
+
+def now(state):
+    """{slot: track id} of the last frame."""
+    return {t.slot: t.id for t in state.tracks if t.frame == state.frame - 1}
 
 
 def car(slot, x, y=2, width=6):
@@ -76,9 +79,8 @@ def test_a_track_of_a_given_mask_goes_on_in_a_fresh_answer():
     semantic, track = np.zeros((H, W), np.uint8), np.zeros((H, W), np.int32)
     semantic[2:6, 2:8], track[2:6, 2:8] = CAR - 1, 300
     state = adopt(adopt(StreamState(0), semantic, track, CONFIG), semantic, track, CONFIG)
-    now, state = follow(answer(car(9, 3), car(5, 20)), None, state, CONFIG, 4, 0)
-    _, slot, state = advance(now, state, CONFIG, 4, 0)
-    assert (state.track[slot[3, 5]], state.track[slot[3, 22]]) == (300, 301)
+    _, slot, state = advance(answer(car(9, 3), car(5, 20)), None, state, CONFIG, 4, 0)
+    assert (now(state)[slot[3, 5]], now(state)[slot[3, 22]]) == (300, 301)
 
 
 def test_small_segments_have_no_track():
@@ -101,10 +103,9 @@ def test_ids_stay_unique_over_many_frames_of_slots_drawn_anew(gap):
                 born += 1
         slots = rng.permutation(np.arange(1, CONFIG.slots))[: len(alive)]
         drawn = [(CAR, int(s), *place, 4, 6) for s, place in zip(slots, alive, strict=True)]
-        now, state = follow(answer(*drawn), None, state, CONFIG, 4, gap)
-        _, slot, state = advance(now, state, CONFIG, 4, gap)
+        _, slot, state = advance(answer(*drawn), None, state, CONFIG, 4, gap)
         for (y, x), (name, _) in alive.items():
-            assert owner.setdefault(state.track[slot[y, x]], name) == name
+            assert owner.setdefault(now(state)[slot[y, x]], name) == name
     assert born > 200 and len(owner) == born == state.next_track - 1
 
 
@@ -116,25 +117,18 @@ def test_all_slots_in_use_beside_tracks_out_of_sight():
     seen, state = stream(full, people, gap=5)
     assert sorted(seen[0].values()) == list(range(1, len(full) + 1))
     assert sorted(seen[1].values()) == list(range(len(full) + 1, 2 * len(full) + 1))
-    assert len(state.last_seen) == len(full)  # a track whose slot another has is not looked for any more
+    assert len(state.tracks) == len(full)  # a track whose slot another has is not looked for any more
 
 
 def test_the_motion_of_a_track_is_smooth_and_its_mask_ends_at_the_border():
-    mask = np.zeros((H, W), np.int64)
-    mask[2:6, 2:6] = 5
-    seen, masks = remembered([], None, mask, {5: (1, CAR)}, 0, 0)
-    assert seen == [Seen(1, 5, CAR, 0, 3.5, 3.5, 0.0, 0.0)] and masks.shape == (1, H, W)
-    seen, masks = remembered(seen, masks, np.roll(mask, 4, axis=1), {5: (1, CAR)}, 2, 0)
-    assert (seen[0].dx, seen[0].dy, seen[0].frame) == (1.0, 0.0, 2)  # half of 4 pixels in 2 frames
-    y, x = moved(masks[0], seen[0]._replace(dx=float(W - 8)), 3)
+    mask, votes = np.zeros((H, W), bool), np.array([0.0, 1.0])
+    mask[2:6, 2:6] = True
+    first = _seen(None, 7, 5, CAR, 0, mask, votes)
+    assert first == Track(7, 5, CAR, 0, 3.5, 3.5, 0.0, 0.0, (0.0, 1.0))
+    second = _seen(first, 8, 5, CAR, 2, np.roll(mask, 4, axis=1), votes)
+    assert (second.id, second.dx, second.dy, second.frame) == (7, 1.0, 0.0, 2)  # half of 4 pixels in 2 frames
+    y, x = _moved(np.roll(mask, 4, axis=1), second._replace(dx=float(W - 8)), 3)
     assert x.max() == W - 1 and y.min() == 2 and len(x) == 8
-    assert remembered(seen, masks, np.zeros_like(mask), {}, 3, 0) == ([], None)
-    assert same_tracks(mask, {5: CAR}, None, set(), [], None, 0, 0) == {}
-
-
-def test_of_pairs_the_best_first_and_each_once():
-    assert best_pairs([(0.9, 1, 7), (0.8, 1, 8), (0.7, 2, 7), (0.1, 2, 8)]) == {1: 7, 2: 8}
-    assert best_pairs([]) == {}
 
 
 def drawn_logits(model, raw):
@@ -195,4 +189,4 @@ def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look(steps):
         (alone,), (state,) = predictor.step([frames[1, t]], [StreamState.from_dict(state.to_dict())])
         assert np.array_equal(alone.track, together[t][1].track)
         assert np.array_equal(alone.semantic, together[t][1].semantic)
-    assert state.last_seen == states[1].last_seen
+    assert state.tracks == states[1].tracks

@@ -20,7 +20,7 @@ from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 from model.stream.answer import candidates, full_size, slot_masses, to_host
 from model.stream.fast import sample
-from model.stream.tracks import StreamState, advance, follow, merged
+from model.stream.tracks import StreamState, advance, merged
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,14 @@ def _tracked(
         if masses is not None:
             held = () if config.fresh_steps else state.held(c.history_length)
             answer[2] = merged(masses[n], config.merge, held, config.min_area)[answer[2]]
-        if config.fresh_steps:
-            seen = None if told is None else told[n]
-            answer, state = follow(answer, seen, state, c, config.min_area, config.max_gap)
-        semantic, slot, after = advance(answer, state, c, config.min_area, config.max_gap)
+        with_history = told[n] if told is not None else None if config.fresh_steps else answer[2]
+        semantic, slot, after = advance(answer, with_history, state, c, config.min_area, config.max_gap)
         if semantic.shape != tuple(size):
             semantic, slot = full_size(model, output[n], raw_slot, semantic, slot, size)
         lookup = np.zeros(c.slots, np.int32)
-        for s, track in after.track.items():
-            lookup[s] = track
+        for track in after.tracks:
+            if track.frame == state.frame:
+                lookup[track.slot] = track.id
         results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
         following.append(after)
     return results, following

@@ -1,83 +1,100 @@
 """Segments and tracks: from a mask of classes and slots to instances that keep their ids, frame after frame.
 
-An instance keeps its slot because the model copies it from the history; here slots become track ids that stay unique
-over a sequence of any length. A segment in a new slot that stands where a track was lost a moment ago is that track
-again (model/stream/association.py). NumPy on masks of the model's size; nothing here is learned.
+The model copies an instance's slot from the history, so a slot says which track a segment is. It does not where a track
+was out of sight, and in an answer that was made without history: there a segment is the track whose last mask, moved on
+by its motion, it overlaps most. Track ids stay unique over a sequence of any length. NumPy on masks of the model's
+size; nothing here is learned.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.network.config import ModelConfig
-from model.stream.association import Seen, best_pairs, remembered, same_tracks
 from model.stream.resize import nearest
 
 VOID = 255
 VOTE_DECAY = 0.8  # weight of a track's past classes against the current frame's, each frame
+LEAST = 0.05  # IoU from which on a segment may be a track
+LATER = 0.01  # of it, that each frame out of sight costs
+STEADY = 0.5  # weight of a track's motion before, against that of the last frame
+
+
+class Track(NamedTuple):
+    """A track where it was seen last; in mask pixels and frames."""
+
+    id: int
+    slot: int
+    code: int  # its class, index + 1
+    frame: int
+    y: float  # centre
+    x: float
+    dy: float  # motion a frame
+    dx: float
+    votes: tuple[float, ...]  # evidence for each tracked class
 
 
 @dataclass
 class StreamState:
-    """All that one video's next frame depends on, beside the model. Arrays of the mask's size (h, w), K slots."""
+    """All that one video's next frame depends on, beside the model. Arrays of the mask's size (h, w)."""
 
     video: int  # number of the video: seeds its noise
     frame: int = 0  # frames done so far
     semantic: np.ndarray | None = None  # uint8 (L, h, w) codes of the last L masks, newest last; None at the start
-    slot: np.ndarray | None = None  # uint8 (L, h, w)
+    slot: np.ndarray | None = None  # integers (L, h, w)
     known: np.ndarray | None = None  # bool (L, h, w) False where there was no frame, or void
-    track: dict[int, int] = field(default_factory=dict)  # slot -> track id
-    seen: dict[int, int] = field(default_factory=dict)  # slot -> number of the last frame that had it
-    votes: dict[int, list[float]] = field(default_factory=dict)  # slot -> evidence for each class
+    tracks: list[Track] = field(default_factory=list)  # of the last frame, and those that may come back
+    masks: np.ndarray | None = None  # bool (n, h, w), where they were
     next_track: int = 1
-    last_seen: list[Seen] = field(default_factory=list)  # the last frame's tracks, and those that may be found again
-    last_masks: np.ndarray | None = None  # bool (n, h, w), where they were
 
     def forget(self) -> "StreamState":
         """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
         return StreamState(self.video, self.frame, next_track=self.next_track)
 
+    def held(self, history_length: int) -> dict[int, int]:
+        """The slots that the history, or the last frame, shows, and the row of the track in each."""
+        newest = self.frame - max(history_length, 1)
+        return {track.slot: n for n, track in enumerate(self.tracks) if track.frame >= newest}
+
     def at_size(self, size: tuple[int, int]) -> "StreamState":
         """The state with its masks at another size, as for a frame of another size within a video."""
         if self.semantic is None or self.semantic.shape[1:] == tuple(size):
             return self
-        maps = {name: getattr(self, name) for name in ("semantic", "slot", "known", "last_masks")}
+        maps = {name: getattr(self, name) for name in ("semantic", "slot", "known", "masks")}
         maps = {k: None if m is None else np.stack([nearest(frame, size) for frame in m]) for k, m in maps.items()}
-        ratio = [n / m for n, m in zip(size, self.semantic.shape[1:], strict=True)]
-        seen = [
-            s._replace(y=s.y * ratio[0], x=s.x * ratio[1], dy=s.dy * ratio[0], dx=s.dx * ratio[1])
-            for s in self.last_seen
-        ]
-        return dataclasses.replace(self, **maps, last_seen=seen)
-
-    def held(self, history_length: int) -> set[int]:
-        """The slots whose track goes on where the next frame has them: those that its history shows, or the last."""
-        return {s for s in self.track if self.frame - self.seen[s] <= max(history_length, 1)}
+        down, across = (n / m for n, m in zip(size, self.semantic.shape[1:], strict=True))
+        tracks = [t._replace(y=t.y * down, x=t.x * across, dy=t.dy * down, dx=t.dx * across) for t in self.tracks]
+        return dataclasses.replace(self, **maps, tracks=tracks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a file that loads with `weights_only=True`."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["last_seen"] = [tuple(seen) for seen in self.last_seen]
+        values["tracks"] = [tuple(track) for track in self.tracks]
         return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StreamState":
         values = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
-        return cls(**values | {"last_seen": [Seen(*seen) for seen in values["last_seen"]]})
+        return cls(**values | {"tracks": [Track(*track) for track in values["tracks"]]})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slots that the model does not tell apart
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area: int = 1) -> np.ndarray:
-    """Which slot each slot is taken for, (slots,): itself, or another that the model hardly tells from it.
+    """For each slot, the slot it is merged into: (slots,).
 
     mass: (slots, slots), the probabilities of each slot summed over the pixels for which a slot is the likeliest. An
     instance between two places may be either's, and few denoising steps leave it undecided: then pixels of both are
-    mixed in it. A slot is part of a larger one where that is at least `share` as likely as itself on its pixels; the
-    surest first. held: slots of tracks, which are no part of another, and which others may be part of whatever their
+    mixed in it. A slot is merged into a larger one where that is at least `share` as likely as itself on its pixels;
+    the surest first. held: slots of tracks, which are not merged, and which others may be merged into whatever their
     size, where they have `min_area` pixels of their own.
     """
     mass, table = mass.astype(np.float64), np.arange(len(mass))
@@ -97,185 +114,199 @@ def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area:
         mass[part], mass[:, part] = 0, 0
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# One frame
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def advance(
-    answer: np.ndarray,
-    state: StreamState,
-    model: ModelConfig,
-    min_area: int,
-    max_gap: int = 0,
-) -> tuple[np.ndarray, np.ndarray, StreamState]:
-    """From the raw answer (3, h, w) of `answers.candidates` to segments, tracks and the next state.
-
-    A segment is the pixels of a tracked class that share a slot; it gets one class, by the majority of its pixels and
-    of its track's past, and is dropped below `min_area` pixels. A slot that was empty for longer than the history
-    starts a new track, or goes on with one that was lost there for at most `max_gap` frames. Returns semantic codes
-    and slots (h, w) without segments that were dropped, and the state.
-    """
-    semantic, other, _ = answer.copy()
-    tracked_codes = np.array(model.tracked) + 1
-    slot, tracked = _tracked_slots(answer, model)
-
-    # Segments: classes by vote, small ones dropped
-    counts = np.zeros((model.slots, len(tracked_codes)), np.int64)
-    for k, code in enumerate(tracked_codes):
-        counts[:, k] = np.bincount(slot[tracked & (semantic == code)], minlength=model.slots)
-    areas = counts.sum(axis=1)
-    areas[0] = 0
-    after = dataclasses.replace(
-        state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
-    )
-    segments = np.flatnonzero(areas >= max(min_area, 1)).tolist()
-    held = state.held(model.history_length)
-    fresh = [s for s in segments if s not in held]
-    majority = {s: int(tracked_codes[counts[s].argmax()]) for s in segments}
-    going = {state.track[s] for s in segments if s not in fresh}
-    found = _found_again({s: majority[s] for s in fresh}, slot, state, going, max_gap)
-    class_of_slot = np.zeros(model.slots, semantic.dtype)
-    for s in segments:
-        if s in found:
-            for before in [k for k, t in after.track.items() if t == found[s]]:
-                del after.track[before]
-            after.track[s] = found[s]
-        elif s in fresh:
-            after.track[s] = after.next_track
-            after.next_track += 1
-        if s in fresh:
-            after.votes.pop(s, None)
-        after.seen[s] = state.frame
-        past = np.array(after.votes.get(s, [0.0] * len(tracked_codes)))
-        votes = VOTE_DECAY * past + counts[s] / areas[s]
-        after.votes[s] = votes.tolist()
-        class_of_slot[s] = tracked_codes[votes.argmax()]
-    small = tracked & (class_of_slot[slot] == 0)
-    semantic = np.where(tracked, class_of_slot[slot], semantic)
-    semantic[small], slot[small] = other[small], 0
-
-    _remember(state, after, semantic, slot, np.ones(slot.shape, bool), model.history_length)
-    codes = {s: (after.track[s], int(class_of_slot[s])) for s in segments}
-    after.last_seen, after.last_masks = remembered(state.last_seen, state.last_masks, slot, codes, state.frame, max_gap)
-    return semantic, slot, after
-
-
-def _found_again(
-    fresh: dict[int, int], slot: np.ndarray, state: StreamState, going: set[int], max_gap: int
-) -> dict[int, int]:
-    """Which new segments are lost tracks: slot -> track.
-
-    fresh: new slots with their codes; going: tracks that this frame has in their own slots. A track is found by a
-    segment of its class that shares at least half of the smaller of its own area and that of the track's last mask;
-    the largest overlap first.
-    """
-    if not max_gap or not fresh or not state.last_seen:
-        return {}
-    overlaps = []
-    for seen, mask in zip(state.last_seen, state.last_masks, strict=True):
-        if seen.track in going or state.frame - seen.frame > max_gap + 1:
-            continue
-        for s in (s for s, fresh_code in fresh.items() if fresh_code == seen.code):
-            here = slot == s
-            shared = int((here & mask).sum())
-            if shared and shared >= min(here.sum(), mask.sum()) / 2:
-                overlaps.append((shared, s, seen.track))
-    return best_pairs(overlaps)
-
-
-def follow(
     answer: np.ndarray,
     told: np.ndarray | None,
     state: StreamState,
     model: ModelConfig,
     min_area: int,
-    max_gap: int,
-) -> tuple[np.ndarray, StreamState]:
-    """A fresh answer with its segments in the slots of the tracks that they are, and the state that has them there.
+    max_gap: int = 0,
+) -> tuple[np.ndarray, np.ndarray, StreamState]:
+    """From the raw answer (3, h, w) of `answer.candidates` to segments, tracks and the next state.
 
-    answer: (3, h, w) of `answers.candidates`, without history, so that its slots say nothing of tracks; told: slots
-    (h, w) of the answer with history, None where there is none. A segment that is no track yet keeps its slot, or takes
-    the one that no track has had for longest. The answer and the state are for `advance`; the given ones stay.
+    told: slots (h, w) of an answer that had the history, and so tracks in their slots: the answer's own, or those of
+    another answer to the same frame; None where there is none. A segment is the pixels of a tracked class that share a
+    slot; it gets one class, by the majority of its pixels and of its track's past, and is dropped below `min_area`
+    pixels. It goes on in the slot of the track that it is; a new track takes its own slot, or the one that has been
+    free for longest. Tracks that are lost can be found again for `max_gap` frames. Returns semantic codes and slots
+    (h, w) without segments that were dropped, and the state; the given one stays.
     """
-    semantic, other, instance = answer
-    slot, tracked = _tracked_slots(answer, model)
-    counts = np.bincount(slot.ravel(), minlength=model.slots)
+    semantic, other, raw = answer.copy()
+    tracked_codes = np.array(model.tracked) + 1
+    tracked = np.isin(semantic, tracked_codes)
+    raw = np.where(tracked, raw, 0)
+
+    # Segments, the largest first, with the pixels of each class in them
+    counts = np.stack([np.bincount(raw[semantic == code], minlength=model.slots) for code in tracked_codes], axis=1)
     counts[0] = 0
-    segments = np.flatnonzero(counts >= max(min_area, 1))
-    codes = {
-        int(s): int(np.bincount(semantic[slot == s]).argmax())
-        for s in segments[np.argsort(-counts[segments], kind="stable")]
-    }
-    slot = np.where(np.isin(slot, segments), slot, 0)
-    held = state.held(model.history_length)
-    found = same_tracks(slot, codes, told, held, state.last_seen, state.last_masks, state.frame, max_gap)
+    areas = counts.sum(axis=1)
+    segments = [int(s) for s in np.argsort(-areas, kind="stable") if areas[s] >= max(min_area, 1)]
+    codes = {s: int(tracked_codes[counts[s].argmax()]) for s in segments}
+    known = np.where(np.isin(raw, segments), raw, 0)
 
-    state = dataclasses.replace(state, track=dict(state.track), seen=dict(state.seen))
-    place = {s: seen.slot for s, seen in found.items()}
-    for seen in found.values():  # goes on although it may have been out of sight for longer than the history
-        state.track[seen.slot], state.seen[seen.slot] = seen.track, state.frame - 1
-    lost = {seen.slot for seen in state.last_seen} - set(place.values())
-    by_age = sorted(range(1, model.slots), key=lambda s: (s in lost, state.seen.get(s, -1)))
-    free = [s for s in by_age if s not in set(place.values())]
-    for s in (s for s in codes if s not in place):
-        place[s] = s if s in free and s not in lost else free[0]
-        free.remove(place[s])
-        state.track.pop(place[s], None)  # a new one, whatever was there
-        state.seen.pop(place[s], None)
-    table = np.zeros(model.slots, instance.dtype)
-    table[list(place)] = list(place.values())
-    return np.stack([semantic, other, np.where(tracked, table[slot], instance)]), state
+    # Tracks
+    found = _associate(known, codes, told, state, model.history_length, max_gap)
+    place = _placed(segments, {s: state.tracks[n].slot for s, n in found.items()}, state, model.slots)
+    now, next_track = [], state.next_track
+    segments.sort()
+    for s in segments:
+        before = state.tracks[found[s]] if s in found else None
+        past = np.array(before.votes if before else [0.0] * len(tracked_codes))
+        votes = VOTE_DECAY * past + counts[s] / areas[s]
+        code = int(tracked_codes[votes.argmax()])
+        now.append(_seen(before, next_track, place[s], code, state.frame, known == s, votes))
+        next_track += before is None
+
+    # The mask: one class a segment, what was dropped becomes the likeliest other class
+    table = np.zeros(model.slots, raw.dtype)
+    class_of = np.zeros(model.slots, semantic.dtype)
+    for s, track in zip(segments, now, strict=True):
+        table[s], class_of[s] = track.slot, track.code
+    semantic = np.where(tracked, np.where(known > 0, class_of[known], other), semantic)
+    slot = table[known]
+
+    lost = _lost(state, now, max(max_gap, model.history_length - 1))
+    masks = [*(known == s for s in segments), *(state.masks[n] for n in lost)]
+    after = dataclasses.replace(
+        state, frame=state.frame + 1, tracks=now + [state.tracks[n] for n in lost],
+        masks=np.stack(masks) if masks else None, next_track=next_track,
+    )  # fmt: skip
+    return semantic, slot, _with_mask(after, state, semantic, slot, np.ones(slot.shape, bool), model.history_length)
 
 
-def _tracked_slots(answer: np.ndarray, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The slot of each pixel of a tracked class, 0 elsewhere; and where that is; both (h, w)."""
-    tracked = np.isin(answer[0], np.array(model.tracked) + 1)
-    return np.where(tracked, answer[2], 0).astype(answer.dtype), tracked
+def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
+    """Take a frame's mask as given, in place of predicting it: class indices or 255, track ids, both (H, W).
 
-
-def adopt(
-    state: StreamState,
-    semantic: np.ndarray,
-    track: np.ndarray,
-    model: ModelConfig,
-    mask_size: tuple[int, int] | None = None,
-) -> StreamState:
-    """Take a frame's mask as given, in place of predicting it: semantic trainIds or 255, track ids, both (H, W).
-
-    A track that the state knows keeps its slot; a new one gets the slot that has been free for longest. Where there
-    are more tracks than slots the smallest have none. Returns the next state.
+    size: (h, w) of the mask, None for the model's choice. A track that the state knows keeps its slot; a new one gets
+    the slot that has been free for longest. Where there are more tracks than slots the smallest have none. Returns the
+    next state.
     """
-    size = mask_size or model.sizes_for(semantic.shape)[1]
+    size = size or model.sizes_for(semantic.shape)[1]
     state = state.at_size(size)
     labels, ids = nearest(semantic, size), nearest(track, size).astype(np.int64)
-    codes, slots = np.where(labels == VOID, 0, labels + 1).astype(np.uint8), np.zeros(size, np.int32)
-    known = labels != VOID
+    codes = np.where(labels == VOID, 0, labels + 1).astype(np.uint8)
+    tracked_codes = np.array(model.tracked) + 1
 
-    after = dataclasses.replace(
-        state, frame=state.frame + 1, track=dict(state.track), seen=dict(state.seen), votes=dict(state.votes)
-    )
-    slot_of = {t: s for s, t in after.track.items()}
     present, areas = np.unique(ids[ids > 0], return_counts=True)
-    by_age = sorted(range(1, model.slots), key=lambda s: after.seen.get(s, -1))
-    taken = set(present.tolist())
-    free = [s for s in by_age if after.track.get(s) not in taken]
-    for t in present[np.argsort(-areas)].tolist():
-        s = slot_of.get(t) or (free.pop(0) if free else 0)
-        if not s:
+    named = present[np.argsort(-areas, kind="stable")][: model.slots - 1].tolist()
+    rows = {t.id: n for n, t in enumerate(state.tracks)}
+    place = _placed(named, {i: state.tracks[rows[i]].slot for i in named if i in rows}, state, model.slots)
+    now, slot = [], np.zeros(size, np.int32)
+    for i in named:
+        mask = ids == i
+        counts = np.array([np.count_nonzero(codes[mask] == code) for code in tracked_codes])
+        code = int(np.bincount(codes[mask]).argmax())
+        before = state.tracks[rows[i]] if i in rows else None
+        now.append(_seen(before, i, place[i], code, state.frame, mask, counts / mask.sum()))
+        slot[mask] = place[i]
+    after = dataclasses.replace(
+        state, frame=state.frame + 1, tracks=now, masks=np.stack([ids == i for i in named]) if named else None,
+        next_track=max(state.next_track, int(track.max(initial=0)) + 1),
+    )  # fmt: skip
+    return _with_mask(after, state, codes, slot, labels != VOID, model.history_length)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which segment is which track
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _associate(
+    slot: np.ndarray,
+    codes: dict[int, int],
+    told: np.ndarray | None,
+    state: StreamState,
+    history_length: int,
+    max_gap: int,
+) -> dict[int, int]:
+    """Which segments are which tracks: slot -> row in state.tracks, each once, the best first.
+
+    slot: (h, w), 0 outside the segments; codes: the class of each. How well the two fit is their IoU: of the segment
+    with the track's last mask moved on by its motion, where they have one class; or with what `told` has in the track's
+    slot; the better of both. Where there is `told` and max_gap is 0, slots alone decide.
+    """
+    areas = np.bincount(slot.ravel())
+    scores: dict[tuple[int, int], float] = {}
+    for n, track in enumerate(state.tracks):
+        away = state.frame - track.frame - 1
+        if away > max_gap or (told is not None and not max_gap):
             continue
-        if after.track.get(s) != t:
-            after.votes.pop(s, None)
-        after.track[s], after.seen[s] = t, state.frame
-        slots[ids == t] = s
-    after.next_track = max(state.next_track, int(track.max(initial=0)) + 1)
-    given = {s: np.bincount(codes[slots == s]) for s in np.unique(slots[slots > 0]).tolist()}
-    tracks = {s: (after.track[s], int(counts.argmax())) for s, counts in given.items()}
-    after.last_seen, after.last_masks = remembered(state.last_seen, state.last_masks, slots, tracks, state.frame, 0)
-    _remember(state, after, codes, slots, known, model.history_length)
-    return after
+        where = _moved(state.masks[n], track, state.frame)
+        for s, iou in _ious(slot[where], areas, len(where[0])):
+            if codes[s] == track.code:
+                scores[s, n] = iou - LATER * away
+    for k, n in state.held(history_length).items() if told is not None else ():
+        where = told == k
+        for s, iou in _ious(slot[where], areas, int(where.sum())):
+            scores[s, n] = max(iou, scores.get((s, n), 0.0))
+    found: dict[int, int] = {}
+    for _, s, n in sorted(((score, s, n) for (s, n), score in scores.items() if score > LEAST), reverse=True):
+        if s not in found and n not in found.values():
+            found[s] = n
+    return found
 
 
-def _remember(state: StreamState, after: StreamState, semantic, slot, known, length: int) -> None:
+def _ious(slots: np.ndarray, areas: np.ndarray, size: int) -> Iterator[tuple[int, float]]:
+    """The IoU of a region of `size` pixels, in which these slots are, with each slot's segment."""
+    counts = np.bincount(slots.ravel())
+    for s in np.flatnonzero(counts[1:]) + 1:
+        yield int(s), float(counts[s] / (areas[s] + size - counts[s]))
+
+
+def _moved(mask: np.ndarray, track: Track, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of a track's last mask bool (h, w) that stay in view, moved on to a frame by its motion."""
+    y, x = np.nonzero(mask)
+    y, x = (n + round(d * (frame - track.frame)) for n, d in ((y, track.dy), (x, track.dx)))
+    inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
+    return y[inside], x[inside]
+
+
+def _placed(segments: list[int], taken: dict[int, int], state: StreamState, slots: int) -> dict[int, int]:
+    """The slot of each segment: its track's (`taken`), else its own name where that is free, else the free one that no
+    track has had for longest; slots of lost tracks last."""
+    place, used = dict(taken), set(taken.values())
+    last = {t.slot: t.frame for t in state.tracks}
+    by_age = sorted(set(range(1, slots)) - used, key=lambda s: (s in last, last.get(s, -1), s))
+    for segment in (s for s in segments if s not in taken):
+        own = segment if segment in by_age and segment not in last else by_age[0]
+        place[segment] = own
+        by_age.remove(own)
+    return place
+
+
+def _lost(state: StreamState, now: list[Track], gap: int) -> list[int]:
+    """The rows of the tracks that are not in this frame and may come back: not for too long, in a slot of their own."""
+    ids, slots = {t.id for t in now}, {t.slot for t in now}
+    return [
+        n
+        for n, t in enumerate(state.tracks)
+        if t.id not in ids and t.slot not in slots and state.frame - t.frame <= gap
+    ]
+
+
+def _seen(
+    before: Track | None, new_id: int, slot: int, code: int, frame: int, mask: np.ndarray, votes: np.ndarray
+) -> Track:
+    """A track as it is in this frame; its motion is smoothed."""
+    y, x = (float(n.mean()) for n in np.nonzero(mask))
+    dy = dx = 0.0
+    if before is not None:
+        frames = max(frame - before.frame, 1)
+        dy = STEADY * before.dy + (1 - STEADY) * (y - before.y) / frames
+        dx = STEADY * before.dx + (1 - STEADY) * (x - before.x) / frames
+    return Track(before.id if before else new_id, slot, code, frame, y, x, dy, dx, tuple(votes.tolist()))
+
+
+def _with_mask(after: StreamState, before: StreamState, semantic, slot, known, length: int) -> StreamState:
     """The next history: the masks move up by one, the newest is last."""
-    if not length:
-        return
-    for name, new in (("semantic", semantic), ("slot", slot), ("known", known)):
-        old = getattr(state, name)
-        old = np.zeros((length, *new.shape), new.dtype) if old is None else old
-        setattr(after, name, np.concatenate([old[1:], new[None].astype(old.dtype)]))
+    if length:
+        for name, new in (("semantic", semantic), ("slot", slot), ("known", known)):
+            old = getattr(before, name)
+            old = np.zeros((length, *new.shape), new.dtype) if old is None else old
+            setattr(after, name, np.concatenate([old[1:], new[None].astype(old.dtype)]))
+    return after
