@@ -1,12 +1,11 @@
-"""Compare predicted panoptic video with the ground truth: STQ, VPQ, PQ and mIoU, as a table and as JSON.
+"""Compare predicted panoptic video with the ground truth: STQ, VPQ, PQ and mIoU.
 
-  python evaluate.py --predictions data/output --ground_truth data/KittiSTEP --json results/val.json
-  python evaluate.py --predictions data/output --ground_truth data/Cityscapes     single images: PQ and mIoU
-  python evaluate.py --ground_truth data/KittiSTEP --reference previous      what copying the last frame scores
-  python evaluate.py --predictions data/output --ground_truth data/Cityscapes --export cityscapes results/submission
-  python evaluate.py --predictions data/output --split test --no-evaluate --export kitti_step results/submission
+  python evaluate.py --predictions data/output --ground_truth data/KittiSTEP --json val.json
+  python evaluate.py --predictions data/output --ground_truth data/Cityscapes     single images
+  python evaluate.py --ground_truth data/KittiSTEP --reference previous        copy the last frame
+  python evaluate.py --predictions data/output --no-evaluate --export kitti_step results/submission
 
-Both folders are searched with all folders beneath them. Frames are paired by name, in any of these layouts:
+Both folders are searched, with all folders beneath them. Frames are paired by name:
   KITTI-STEP   <sequence>_<frame>_panoptic.png (R = class, G * 256 + B = id), or the same as <sequence>/<frame>.png
   Cityscapes   <name>_gtFinePanopticParts.tif, <name>_gtFine_instanceIds.png, or cityscapes_panoptic_<split>.json + PNGs
 Every frame of the ground truth needs one prediction of its size, and there may be no other predictions. Nothing is

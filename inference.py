@@ -5,8 +5,8 @@
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
-Input: a folder of images, a folder of such folders (one video each), images named
-<sequence>_<frame>_leftImg8bit.png (grouped by sequence), or a video file. Output, at the frames' size:
+Input: a folder of images, a folder of such folders (one video each), a video file, or images named
+<sequence>_<frame>_leftImg8bit.png, which are grouped by sequence. Output, at the frames' size:
 <sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id),
 tracks.jsonl with one line a frame, and <sequence>_overlay.gif. Run it again to continue.
 """

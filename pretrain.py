@@ -1,11 +1,11 @@
 """Pre-train Pix2Seq-D on single images: Cityscapes panoptic.
 
-    python pretrain.py                                                          Cityscapes
-    python pretrain.py --preset tiny --data_root PATH                           on a CPU
-    python pretrain.py --dataset cityscapes streets --dataset_weights 9 1       with the built-in world
-    torchrun --nproc_per_node 8 pretrain.py                                     eight GPUs, the same training
+    python pretrain.py                                                     Cityscapes
+    python pretrain.py --preset tiny --data_root PATH                      on a CPU
+    python pretrain.py --dataset cityscapes streets --dataset_weights 9 1  with the built-in world
+    torchrun --nproc_per_node 8 pretrain.py                                eight GPUs
 
-`python train.py --init results/pretrain/model-latest.pt` continues with video; no weight changes its shape.
+`python train.py --init results/pretrain/model-latest.pt` continues with video.
 Run the same command again to continue. -h all shows every flag.
 """
 

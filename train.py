@@ -1,9 +1,9 @@
 """Train Pix2Seq-D on video: KITTI-STEP, from pre-trained weights.
 
-    python train.py --init results/pretrain/model-latest.pt                     KITTI-STEP
-    python train.py --dataset kitti_step streets --dataset_weights 0.8 0.2      a mixture
-    python train.py --preset tiny --dataset streets                             the built-in world, on a CPU
-    torchrun --nproc_per_node 8 train.py                                        eight GPUs, the same training
+    python train.py --init results/pretrain/model-latest.pt                  KITTI-STEP
+    python train.py --dataset kitti_step streets --dataset_weights 0.8 0.2   a mixture
+    python train.py --preset tiny --dataset streets                          the built-in world
+    torchrun --nproc_per_node 8 train.py                                     eight GPUs
 
 Run the same command again to continue. -h all shows every flag.
 """

@@ -1,171 +1,232 @@
-"""How fast, and where the time goes: one command, on a CPU or a GPU.
+"""Speed on this machine, as times and as ratios against torchvision's networks in the same run.
 
-    python benchmarks/speed.py                                         all sections; some 30 minutes on two cores
-    python benchmarks/speed.py --quick                                 the same with few repetitions, to see it work
-    python benchmarks/speed.py --preset tiny --sections inference files
-    python benchmarks/speed.py --json before.json --markdown page.md   keep the figures, and as a page
-    python benchmarks/speed.py --compare before.json                   and set new ones beside them
-    python benchmarks/speed.py --preset tiny --sections memory --long_video 10000        some ten minutes
+    python benchmarks/speed.py                                     all sections, about ten minutes on two cores
+    python benchmarks/speed.py frame files                         some of them
+    python benchmarks/speed.py --quick                             each section once, at a small size: does it run?
 
-Each figure is a median after a warm-up, with the smallest, the largest and how many they are in brackets. What is
-compared was measured in turn, in the same run. Sections: `inference` the network and the sampling loop; `files`
-inference.py from files to files; `memory` its memory over a long video; `training` a step and its parts; `loading` the
-loader; `estimate` what full trainings would cost; `earlier` against the earlier design; `optimisations` each by itself;
-`growth` with size, steps, videos and history; `evaluation` the metrics.
+  frame     from a decoded frame of 375x1242 to full-size masks with ids, after the first frame, and its parts
+  files     inference.py, images in, PNGs out, no overlay: frames a second
+  training  one step: samples a second, and what the loader can feed
+  memory    a stream of many frames: growth
+
+Times are medians. --json keeps them all. Nothing else should run on the machine.
 """
 
-import shlex
+import json
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cli
 
 with cli.imports():
+    import numpy as np
     import torch
+    import torchvision
+    from accelerate import Accelerator
 
-    from benchmarks import (
-        speed_compare,
-        speed_estimate,
-        speed_evaluation,
-        speed_files,
-        speed_growth,
-        speed_inference,
-        speed_report,
-        speed_training,
-    )
-    from benchmarks.speed_timing import OtherWork, Row, Setup, apart, machine, matrix_rates
-    from model import PRESETS
+    import inference
+    import train
+    from data.clips.clips import ClipFormat, Clips
+    from data.clips.mixture import TrainingStream
+    from data.labels import write_image
+    from data.streets.source import Streets, render_video
+    from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
+    from model import checkpoint as checkpoints
+    from training.config import TrainingConfig
+    from training.fit import fit
+    from training.options import preset_settings
 
-SECTIONS = tuple(speed_report.TITLES)
-TRAINED = Path("results/pretrained/model-tiny.pt")
-
+FRAME = (375, 1242)  # height and width of a KITTI frame
+SECTIONS = ("frame", "files", "training", "memory")
 OPTIONS = {
     "what": [
-        cli.Option("preset", ("tiny", "small"), "one or several presets", choices=tuple(PRESETS)),
-        cli.Option("sections", SECTIONS, "one or several of them", choices=SECTIONS),
-        cli.Option("image_size", None, "height and width, in place of the presets'", kind=int, nargs=2),
-        cli.Option("batch_size", 0, "of training steps; 0: by preset and device"),
-        cli.Option("weights", TRAINED, "trained weights, for the preset that they fit; the others are untrained"),
-        cli.Option("long_video", 500, "frames of the video that the memory's growth is measured on"),
-        cli.Option("quick", False, "few repetitions and parts: to see that it works, not to measure"),
-    ],
-    "machine": [
-        cli.Option("device", "auto", "where to compute", ("auto", "cuda", "cpu")),
-        cli.Option("mixed_precision", "auto", "autocast; auto: bf16 where it pays", ("auto", "no", "bf16", "fp16")),
-        cli.Option("threads", 0, "CPU threads; 0: as many as torch takes"),
-        cli.Option("compile", False, "compile the network, in all sections"),
-        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, in all sections"),
-    ],
-    "figures": [
-        cli.Option("json", None, "file to write the figures to", kind=Path),
-        cli.Option("markdown", None, "file to write the report to, as a page", kind=Path),
-        cli.Option("compare", None, "file of an earlier --json: a column with its figures and the ratios", kind=Path),
-    ],
+        cli.Option("preset", ("tiny",), "presets to measure", choices=tuple(PRESETS)),
+        cli.Option("checkpoint", inference.SHIPPED, "weights of tiny; random ones where there is none", kind=Path),
+        cli.Option("settings", ("1,1,0", "4,2,0.5", "4,5,0.5"), "first_steps,steps,time_difference"),
+        cli.Option("repeats", 15, "timings of each"),
+        cli.Option("frames", 2_000, "of the section memory"),
+        cli.Option("json", None, "file for all figures", kind=Path),
+        cli.Option("quick", False, "each section once, at a small size"),
+    ]
 }
 
 
 def main() -> None:
     parser = cli.Parser(__doc__)
+    parser.add_argument("sections", nargs="*", help="of frame, files, training, memory; none: all")
     cli.add_options(parser, OPTIONS)
     args = parser.parse_args()
-    before = speed_report.earlier_figures(args.compare) if args.compare else {}
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
-    for name in ("cuda_graphs", "compile"):
-        if getattr(args, name) and device != "cuda":
-            raise cli.UsageError(f"--{name} needs a CUDA device")
-    if args.weights != TRAINED and not args.weights.is_file():
-        raise cli.UsageError(f"there is no weights file {args.weights}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory(prefix="speed-") as folder:
-        setup = Setup(
-            tuple(args.preset), Path(folder), device, args.mixed_precision,
-            tuple(args.image_size) if args.image_size else None, args.weights, args.threads, args.compile, args.quick,
-            args.long_video, args.cuda_graphs, args.batch_size,
-        )  # fmt: skip
-        report(args, setup, before)
+    if unknown := set(args.sections) - set(SECTIONS):
+        raise cli.UsageError(f"there is no section {unknown.pop()}: use {', '.join(SECTIONS)}")
+    if args.quick:
+        args.repeats, args.frames, args.settings = 2, 20, args.settings[:1]
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CUDA: {torch.cuda.is_available()}")
+    figures = {}
+    for section in args.sections or SECTIONS:
+        print(f"\n{section}")
+        figures[section] = globals()[f"measure_{section}"](args)
+        for name, value in figures[section].items():
+            print(f"  {name:<64}{value:10.2f}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def report(args, setup: Setup, before: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Section after section, printed and written as it is measured."""
-    rates = matrix_rates(setup)
-    about = machine(setup, rates)
-    print(*speed_report.describe(about), sep="\n")
-    command = shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]])
-    figures: list[dict[str, Any]] = []
-    for section in args.sections:
-        print(f"\n{section}", flush=True)
+def median_ms(call: Callable[[], object], repeats: int, warm_up: int = 3) -> float:
+    """Milliseconds of a call."""
+    times = []
+    for _ in range(warm_up + repeats):
         begin = time.perf_counter()
-        with OtherWork() as other:
-            for row in measure(section, setup, rates):
-                print(speed_report.line(row, before.get((section, row.name))), flush=True)
-                figures.append({"section": section, **row._asdict()})
-        about["other_work_cores"][section] = other.cores
-        about["seconds"][section] = time.perf_counter() - begin
-        if warning := speed_report.busy(other.cores):
-            print(f"  {warning}")
-        if args.json:  # after each section, so that a run that is ended leaves what it has
-            speed_report.write_json(args.json, about, figures)
-        if args.markdown:
-            speed_report.write_markdown(args.markdown, command, about, figures, before)
-    print(f"\nmeasured in {sum(about['seconds'].values()) / 60:.1f} minutes")
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[warm_up:])) * 1000
 
 
-def measure(section: str, setup: Setup, rates: dict[str, float]) -> Iterator[Row]:
-    """The rows of one section, preset after preset."""
-    if section == "evaluation":
-        yield from evaluation(setup)
-        return
-    if section == "earlier":
-        yield from speed_compare.earlier(setup)
-        return
-    if section == "estimate":
-        yield from speed_estimate.estimate(setup)
-        return
-    if section == "memory":  # the network's size changes nothing about its growth
-        yield from speed_files.memory(setup, setup.presets[0])
-        return
-    functions = {
-        "inference": lambda preset: speed_inference.network(setup, preset, rates),
-        "files": lambda preset: speed_files.files(setup, preset),
-        "training": lambda preset: speed_training.training(setup, preset, rates),
-        "loading": lambda preset: speed_training.loading(setup, preset),
-        "optimisations": lambda preset: speed_compare.optimisations(setup, preset),
-        "growth": lambda preset: speed_growth.growth(setup, preset),
+def predictor_of(preset: str, args, setting: str) -> VideoPredictor:
+    """A predictor ready for a long run: shipped weights for tiny, random ones else."""
+    first_steps, steps, time_difference = setting.split(",")
+    config = StreamConfig(int(first_steps), int(steps), time_difference=float(time_difference))
+    if preset == "tiny" and args.checkpoint.exists():
+        predictor = VideoPredictor.from_checkpoint(args.checkpoint, config=config)
+    else:
+        torch.manual_seed(0)
+        predictor = VideoPredictor(Pix2SeqD(PRESETS[preset]), config)
+    predictor.only_infer()
+    return predictor
+
+
+def street(frames: int, size: tuple[int, int]) -> list[np.ndarray]:
+    return [image for image, _, _ in render_video(0, "test", frames, size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def measure_frame(args) -> dict[str, float]:
+    """ms of a frame after the first, its encoder alone, and of torchvision's networks on the same frame."""
+    size = (96, 320) if args.quick else FRAME
+    frames, figures = street(8, size), {}
+    for preset in args.preset:
+        for setting in args.settings:
+            predictor, count = predictor_of(preset, args, setting), iter(range(10**9))
+            figures[f"{preset} {setting}: ms a frame"] = median_ms(
+                lambda predictor=predictor, count=count: predictor(frames[next(count) % 8]), args.repeats
+            )
+        image_size, mask_size = predictor.sizes(frames[0])
+        image = torch.rand(1, 3, *image_size, device=predictor.device).contiguous(memory_format=torch.channels_last)
+        with (
+            torch.inference_mode(),
+            torch.autocast(predictor.device.type, predictor.dtype, predictor.dtype is not None),
+        ):
+            encode = median_ms(lambda: predictor.model.encode(image, mask_size), args.repeats)  # noqa: B023
+        figures[f"{preset}: of it the encoder, image {image_size[0]}x{image_size[1]}"] = encode
+    networks = {
+        "DeepLabV3 MobileNetV3-L (classes only)": torchvision.models.segmentation.deeplabv3_mobilenet_v3_large,
+        "Mask R-CNN ResNet-50 FPN": torchvision.models.detection.maskrcnn_resnet50_fpn,
     }
-    for preset in setup.presets:
-        yield from functions[section](preset)
-    if not setup.cuda:
-        yield from unmeasured(section)
+    image = torch.from_numpy(frames[0]).permute(2, 0, 1).float() / 255
+    for name, build in networks.items():
+        network = build(weights=None, weights_backbone=None).eval()
+        batch = [image] if "R-CNN" in name else image[None]
+        with torch.inference_mode():
+            ms = median_ms(lambda network=network, batch=batch: network(batch), 1 if args.quick else 3, 1)
+        figures[f"reference, network alone, untrained: {name}, ms"] = ms
+        figures[f"  ratio to {args.preset[0]} {args.settings[0]}"] = ms / next(iter(figures.values()))
+    return figures
 
 
-def unmeasured(section: str) -> Iterator[Row]:
-    """What a section says of the targets that only a GPU can show."""
-    targets = {
-        "files": "base at 384x1248, 8 steps, on a GPU (target 30 frames/s)",
-        "training": "share of a GPU's bf16 matrix rate in training (target 40 %)",
+def measure_files(args) -> dict[str, float]:
+    """Frames a second of inference.py, its start not counted: the difference of a long and a short run."""
+    count, size = (4, (96, 320)) if args.quick else (60, FRAME)
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for n, frame in enumerate(street(count, size)):
+            write_image(Path(folder, "long", f"{n:06d}.png"), frame)
+            if n < count // 4:
+                write_image(Path(folder, "short", f"{n:06d}.png"), frame)
+        weights = args.checkpoint
+        if not weights.exists():
+            torch.manual_seed(0)
+            model, weights = Pix2SeqD(PRESETS["tiny"]), Path(folder, "random.pt")
+            stored = {"format": checkpoints.FORMAT, "config": model.config.to_dict(), "weights": model.state_dict()}
+            checkpoints.save(weights, stored)
+        for setting in args.settings:
+            first_steps, steps, time_difference = setting.split(",")
+            flags = ["--checkpoint", weights, "--first_steps", first_steps, "--steps", steps, "--quiet"]
+            flags += ["--time_difference", time_difference, "--overlay", "none", "--restart"]
+            seconds = {}
+            for length in ("short", "long", "short", "long"):
+                words = ["--input_folder", Path(folder, length), "--output_folder", Path(folder, "out", length)]
+                seconds[length] = _run(inference.main, [*words, *flags])
+            figures[f"tiny {setting}: frames/s"] = (count - count // 4) / (seconds["long"] - seconds["short"])
+    return figures
+
+
+def measure_training(args) -> dict[str, float]:
+    """Samples a second of the training step (its batch split in two for small and base), and of one loader process."""
+    figures = {}
+    size = (64, 128) if args.quick else None
+    for preset in args.preset:
+        settings = preset_settings(preset, train.RECIPE)
+        config = settings.model
+        if size:
+            config = type(config)(**{**vars(config), "image_size": size, "mask_size": config.mask_for(size)})
+        fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
+        source = Streets(None, "train", videos=2, image_size=config.image_size)
+        stream = TrainingStream([Clips(source, fmt, settings.augmentation, history_config=settings.history)])
+        begin, count = time.perf_counter(), 4 if args.quick else 40
+        for n in range(count):
+            stream[n]
+        figures[f"{preset}: one loader process, Streets, samples/s"] = count / (time.perf_counter() - begin)
+        batch, steps = (2, 3) if args.quick else (8 if preset == "tiny" else 2, 8)
+        run = TrainingConfig(
+            steps=steps, batch_size=batch, optimizer=settings.training.optimizer, num_workers=1, validate_every=0,
+            save_every=10**6,
+        )  # fmt: skip
+        precision = "bf16" if predictor_of(preset, args, args.settings[0]).dtype == torch.bfloat16 else "no"
+        with tempfile.TemporaryDirectory() as folder:
+            accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+            fit(Pix2SeqD(config), settings.loss, run, stream, folder, accelerator, quiet=True)
+            lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+        figures[f"{preset}: training, batch {batch}, samples/s"] = float(
+            np.median([line["samples_per_s"] for line in lines[steps // 3 :]])
+        )
+    return figures
+
+
+def measure_memory(args) -> dict[str, float]:
+    """MB at the peak after a tenth of the frames and after all of them, and KB a frame in between."""
+    frames = street(24, (96, 320) if args.quick else FRAME)
+    predictor, peaks = predictor_of(args.preset[0], args, args.settings[0]), []
+    for n in range(args.frames):
+        predictor(frames[n % 24])
+        if n + 1 in (args.frames // 10, args.frames):
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+    return {
+        "peak after a tenth of the frames, MB": peaks[0],
+        f"peak after {args.frames} frames, MB": peaks[1],
+        "growth, KB a frame": 1000 * (peaks[1] - peaks[0]) / (args.frames * 0.9),
     }
-    if section in targets:
-        yield Row(targets[section], None, note=speed_compare.NOT_OF_A_GPU)
 
 
-def evaluation(setup: Setup) -> Iterator[Row]:
-    # In a process of its own, whose memory nothing else has raised before
-    found, _, _ = apart(setup, speed_evaluation.measure, 600 if setup.quick else 1_000)
-    note = f"all metrics, {speed_evaluation.HEIGHT}x{speed_evaluation.WIDTH}, {found['input'].rpartition('/')[2]}"
-    yield Row("evaluation, a frame", found["ms_per_frame"], "ms", note=note)
-    yield Row("of it the pass over the pixels", found["ms_table"], "ms")
-    yield Row("evaluation, a frame of noise", found["ms_noise"], "ms", note="the worst case")
-    grown = found["rss_end_mb"] - found["rss_start_mb"]
-    yield Row("growth of memory", grown, "MB", note="from the 500th frame on")
+def _run(main: Callable[[], object], words: list) -> float:
+    """Seconds of a script's main function with these flags."""
+    before, sys.argv = sys.argv, ["script", *map(str, words)]
+    begin = time.perf_counter()
+    try:
+        main()
+    finally:
+        sys.argv = before
+    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -152,7 +152,6 @@ def test_weights_are_put_where_they_belong(resnet, tmp_path, form):
         ([1, 2], "hold a list, and no state dict"),
         ({"conv1.weight": torch.zeros(3)}, r"do not fit a resnet18: stem\.0\.weight is missing or another size"),
         ({"conv1.weight": "x", 3: torch.zeros(1)}, "do not fit a resnet18"),
-        ({"conv1.weight": torch.zeros(1).expand(10**12)}, "claim"),
         ({"conv1.weight": print}, "cannot be read"),
     ],
 )

@@ -455,7 +455,7 @@ def test_nothing_prepared_says_what_to_do_in_three_lines(tmp_path, capfd, monkey
     result = call(capfd, "inference")
     first, *rest = result.message.splitlines()
     assert result.status == 2 and "data/input is missing" in first and len(rest) == 2
-    assert "data.streets" in rest[0] and "--checkpoint results/pretrained/model-tiny.pt" in rest[1]
+    assert "data.streets" in rest[0] and "--input_folder data/sample" in rest[1]
 
 
 def test_a_phones_pictures_and_videos_are_upright(tmp_path):

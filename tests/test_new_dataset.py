@@ -34,14 +34,14 @@ def test_the_example_of_contributing_trains(tmp_path):
     # A copy of the code with the example's file and line in it.
     code = tmp_path / "code"
     ignored = shutil.ignore_patterns("__pycache__", "KittiSTEP", "Cityscapes", "Streets", "input", "output")
-    for folder in ("data", "model", "metrics"):
+    for folder in ("data", "model", "metrics", "training"):
         shutil.copytree(ROOT / folder, code / folder, ignore=ignored)
     for script in ROOT.glob("*.py"):
         shutil.copy(script, code)
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    (code / "data/my_street.py").write_text(file)
+    (code / "data/sets/my_street.py").write_text(file)
     registry = code / "data/sets/registry.py"
-    registry.write_text(f"{registry.read_text()}\nfrom data.my_street import MyStreet\n\n{line}")
+    registry.write_text(f"{registry.read_text()}\nfrom data.sets.my_street import MyStreet\n\n{line}")
     write_my_street(tmp_path / "MyStreet")
 
     flags = [*FLAGS, "--steps", "2", "--validate_videos", "1", "--backbone_weights", "none"]
@@ -61,7 +61,8 @@ def test_the_example_of_contributing_trains(tmp_path):
 
     # Its labels are what the file says: class and id of the car, void where nothing is known.
     probe = (
-        "from data.my_street import MyStreet; s = MyStreet('../MyStreet', 'val'); image, semantic, ids = s.read(2); "
+        "from data.sets.my_street import MyStreet; s = MyStreet('../MyStreet', 'val'); "
+        "image, semantic, ids = s.read(2); "
         "print(image.shape, semantic[16, 12], ids[16, 12], semantic[0, 0], ids[0, 0], ids.max())"
     )
     read = subprocess.run([sys.executable, "-c", probe], cwd=code, capture_output=True, text=True)
