@@ -53,7 +53,7 @@ OPTIONS = {
         cli.Option("dataset", "streets", "which data set", choices=tuple(DATASETS)),
         cli.Option("data_root", None, "its folder; none: the default one", kind=Path),
         cli.Option("split", None, "none: test of Streets, val of the others", kind=str),
-        cli.Option("videos", 16, "videos at most; of images, all are taken"),
+        cli.Option("videos", None, "videos or images at most; none: 16 of Streets, all of the others", kind=int),
         cli.Option("frames", None, "frames of each at most; none: 24 of Streets, all of the others", kind=int),
         cli.Option("device", "cpu", "where to compute", ("cpu", "cuda")),
     ],
@@ -87,7 +87,7 @@ def main() -> None:
 
 def open_source(args) -> FrameSource:
     if args.dataset == "streets":
-        args.frames = args.frames or 24
+        args.frames, args.videos = args.frames or 24, args.videos or 16
         split = args.split or "test"
         return DATASETS["streets"](args.data_root, split, args.videos, args.frames, STREETS_SIZE)
     return DATASETS[args.dataset](args.data_root, args.split or "val")
@@ -110,8 +110,7 @@ def predictor_of(args, setting: str | None) -> VideoPredictor:
 def frames_of(source: FrameSource, args) -> Iterator[Frame]:
     """The frames of the first videos, or all images of a set of images."""
     videos = itertools.groupby(range(len(source.frames)), key=lambda i: source.frames[i].sequence)
-    count = args.videos if source.is_video else None
-    for sequence, positions in itertools.islice(videos, count):
+    for sequence, positions in itertools.islice(videos, args.videos):
         for i in itertools.islice(positions, args.frames):
             image, *truth = source.read(i)
             yield sequence if source.is_video else None, image, tuple(truth)

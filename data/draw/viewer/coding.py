@@ -1,0 +1,174 @@
+"""How a frame is packed for the page: its picture as WebP or JPEG, its label maps without loss.
+
+A label map is coded as a table of its segments and the pixels that its neighbours do not predict. A pixel is predicted
+to be like its left neighbour where the two pixels above that pair are equal, and like the one above it elsewhere. Masks
+have smooth borders, so one pixel in a hundred is left. Each frame stands alone: any frame can be shown without another.
+
+    frame  = length of the packed maps (4 bytes, little endian), the packed maps (raw deflate), the picture
+    maps   = one after the other: number of segments, then (segment, area) of each; number of exceptions, bytes of the
+             skips, the skips, the values
+    all numbers are varints: seven bits a byte, the lowest first, the highest bit set where another byte follows
+
+`store.js` reads this, and so does `unpack` here.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, features
+
+Labels = tuple[np.ndarray, np.ndarray]  # semantic (H, W), track (H, W)
+CLASS_BITS = 8  # a segment's key is track << 8 | class
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shown_size(height: int, width: int, most: int) -> tuple[int, int]:
+    """(height, width) of a frame that is shown at most `most` pixels wide, its aspect kept."""
+    return (height, width) if width <= most else (max(1, round(height * most / width)), most)
+
+
+def fit_labels(labels: np.ndarray, size: tuple[int, int], fill: int) -> np.ndarray:
+    """A label map at another size: of each pixel the one beneath its middle; the aspect kept, centred on `fill`."""
+    if labels.shape == size:
+        return labels
+    h, w = _inside(labels.shape, size)
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((h, w), labels.shape, strict=True))
+    canvas = np.full(size, fill, labels.dtype)
+    top, left = (size[0] - h) // 2, (size[1] - w) // 2
+    canvas[top : top + h, left : left + w] = labels[rows[:, None], columns]
+    return canvas
+
+
+def fit_picture(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A photograph at another size, placed as `fit_labels` places its labels, on black."""
+    picture = Image.fromarray(image)
+    if image.shape[:2] == size:
+        return picture
+    h, w = _inside(image.shape[:2], size)
+    canvas = Image.new("RGB", size[::-1])
+    canvas.paste(picture.resize((w, h), Image.Resampling.LANCZOS), ((size[1] - w) // 2, (size[0] - h) // 2))
+    return canvas
+
+
+def _inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    return tuple(max(1, min(m, round(n * scale))) for n, m in zip(shape, size, strict=True))
+
+
+def pack_picture(picture: Image.Image, quality: int) -> bytes:
+    """WebP, which is about half as large as JPEG here; JPEG where this Pillow has no WebP."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP" if features.check("webp") else "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Label maps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def runs_of(semantic: np.ndarray, track: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and lengths of the runs of equal pixels, in reading order: a hundred times fewer than pixels."""
+    key = (track.astype(np.int64) << CLASS_BITS | semantic).ravel()
+    start = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    return key[start], np.diff(start, append=key.size)
+
+
+def areas_of(semantic: np.ndarray, track: np.ndarray) -> dict[int, int]:
+    """{key: pixels} of each segment."""
+    keys, lengths = runs_of(semantic, track)
+    found, run = np.unique(keys, return_inverse=True)
+    return dict(zip(found.tolist(), np.bincount(run, lengths).astype(int).tolist(), strict=True))
+
+
+def code_map(semantic: np.ndarray, track: np.ndarray, areas: dict[int, int], numbers: dict[int, int]) -> bytes:
+    """One label map at its shown size. areas: of all segments in the full frame; numbers: of each key in the page."""
+    keys, lengths = runs_of(semantic, track)
+    table = np.unique(np.append(keys, np.fromiter(areas, np.int64, len(areas))))
+    if table.size > 1 << 16:
+        raise ValueError(f"a frame of {table.size} segments cannot be stored; 65536 is the most")
+    index = np.repeat(np.searchsorted(table, keys).astype(np.uint16), lengths).reshape(semantic.shape)
+    wrong = np.flatnonzero((index != predicted(index)).ravel())
+    skips = varints(np.diff(wrong, prepend=-1) - 1)
+    entries = [value for key in table.tolist() for value in (numbers[key], areas.get(key, 0))]
+    head = varints([table.size, *entries, wrong.size, len(skips)])
+    return head + skips + varints(index.ravel()[wrong])
+
+
+def predicted(index: np.ndarray) -> np.ndarray:
+    """What a pixel's neighbours say of it: the left one, or the upper one where the row above has a border here."""
+    guess = np.empty_like(index)
+    guess[0, 0] = 0
+    guess[0, 1:] = index[0, :-1]
+    guess[1:, 0] = index[:-1, 0]  # a row starts as the one above it
+    up = index[:-1, 1:]
+    guess[1:, 1:] = np.where(up == index[:-1, :-1], index[1:, :-1], up)
+    return guess
+
+
+def code_blank(number: int, area: int) -> bytes:
+    """A label map of one segment."""
+    return varints([1, number, area, 0, 0])
+
+
+def pack_frame(maps: Iterable[bytes], picture: bytes) -> bytes:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = deflate.compress(b"".join(maps)) + deflate.flush()
+    return struct.pack("<I", len(packed)) + packed + picture
+
+
+def varints(values) -> bytes:
+    """Numbers 0..2**35-1 as bytes."""
+    values = np.asarray(values, np.int64)
+    if not values.size:
+        return b""
+    places = 7 * np.arange(5)
+    digits = values[:, None] >> places & 127  # (N, 5)
+    used = (values[:, None] >> places > 0) | (places == 0)
+    more = np.pad(used[:, 1:], ((0, 0), (0, 1)))
+    return (digits | more << 7)[used].astype(np.uint8).tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The inverse, as the page does it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unpack(frame: bytes, size: tuple[int, int], maps: int) -> tuple[list[tuple[np.ndarray, dict[int, int]]], bytes]:
+    """The label maps of a packed frame, each as (number of the segment (H, W), {number: area}), and its picture."""
+    end = 4 + struct.unpack_from("<I", frame)[0]
+    numbers = _read_varints(zlib.decompress(frame[4:end], -15))
+    return [_unpack_map(numbers, size) for _ in range(maps)], frame[end:]
+
+
+def _unpack_map(numbers, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, int]]:
+    table = [(next(numbers), next(numbers)) for _ in range(next(numbers))]
+    count, _ = next(numbers), next(numbers)
+    skips = [next(numbers) for _ in range(count)]
+    exceptions = dict(zip((np.cumsum(np.add(skips, 1)) - 1).tolist(), (next(numbers) for _ in skips), strict=True))
+    height, width = size
+    index = np.zeros((height + 1, width + 1), int)  # with a row above and a column to the left
+    for y in range(1, height + 1):
+        index[y, 0] = index[y - 1, 0] = index[y - 1, 1]
+        for x in range(1, width + 1):
+            up, corner = index[y - 1, x], index[y - 1, x - 1]
+            guess = index[y, x - 1] if up == corner else up
+            index[y, x] = exceptions.get((y - 1) * width + x - 1, guess)
+    return np.array([number for number, _ in table])[index[1:, 1:]], dict(table)
+
+
+def _read_varints(data: bytes):
+    value = place = 0
+    for byte in data:
+        value |= (byte & 127) << place
+        place += 7
+        if byte < 128:
+            yield value
+            value = place = 0

@@ -1,0 +1,146 @@
+"""Pages of an inference that lies in its folder: its predictions, the frames they are of, the truth, a second run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.draw.shown import last_inference
+from data.draw.viewer.coding import Labels
+from data.draw.viewer.page import Page, shown_classes
+from data.io.inputs import find_sequences
+from data.io.label_files import LabelFile, find_labels, read_labels
+from data.io.video import video_length
+from data.labels import CAR, PERSON, DataError, read_panoptic
+from data.sets.frames import natural_key
+
+SUFFIX = "_panoptic.png"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A prediction on disk: its sequence, its number, its path in the output folder, and its picture."""
+
+    sequence: str
+    number: int
+    file: Path
+    image: np.ndarray
+
+
+def write_pages(
+    output: str | Path,
+    other: str | Path | None = None,
+    *,
+    inputs: str | Path | None = None,
+    truth: str | Path | None = None,
+    split: str = "val",
+    names: Sequence[str] | None = None,
+    fps: float | None = None,
+    width: int = 640,
+    quality: int = 75,
+    tracked: Sequence[int] = (PERSON, CAR),
+) -> list[Path]:
+    """A page for each video in an output folder, written into it: `<video>_view.html`, or, where `other` is the output
+    folder of a second run on the same frames, `<video>_compare_view.html`.
+
+    inputs: the frames, by default where the inference found them; truth: folder of ground truth; split: which, where it
+    holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10 for images;
+    tracked: classes with tracks, for STQ. Raises DataError, and then what was half written is gone.
+    """
+    output, other = Path(output), Path(other) if other else None
+    for folder in filter(None, (output, other)):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder: name the output folder of an inference")
+    inference = last_inference(output, inputs)
+    if inference is None:
+        raise DataError(f"{output} holds no predictions (*{SUFFIX}): run inference.py, or name its output folder")
+    if inputs is not None and not inference.inputs.exists():
+        raise DataError(f"--input_folder {inputs} is missing: name the folder or the video that the frames are in")
+    truths = find_labels(Path(truth), split) if truth else {}
+    if truths and not any(_label_file(file).key in truths for file in _files(output)):
+        raise DataError(f"{truth} has the truth of no frame in {output}: name the data set that they are from")
+    if fps is None:
+        fps = (video_length(inference.inputs)[0] if inference.inputs.is_file() else None) or 10.0
+    runs = ("prediction",) if other is None else tuple(names or _names(output, other))
+    settings = {"runs": runs, "fps": fps, "width": width, "quality": quality, "classes": shown_classes(tracked)}
+
+    pages: list[Path] = []
+    page, missing = None, 0
+    try:
+        for frame in _frames(inference):
+            second = _prediction(other / frame.file) if other else None
+            if other and second is None:
+                missing += 1
+                continue
+            path = output / f"{frame.sequence.strip('.') or 'video'}{'_compare' if other else ''}_view.html"
+            if page is None or page.path != path:
+                _close(page, pages)
+                page = Page(path, title=frame.sequence, **settings).__enter__()
+            labels = truths.get(_label_file(frame.file).key)
+            page.add(
+                frame.image,
+                *_prediction(output / frame.file),
+                other=second,
+                truth=read_labels(labels) if labels else None,
+                number=frame.number,
+            )
+        _close(page, pages)
+        page = None
+    finally:
+        if page is not None:
+            page.__exit__(InterruptedError)
+    if not pages:
+        raise DataError(f"{other} holds none of the frames of {output}: compare runs on the same frames")
+    if missing:
+        print(f"{missing} frames of {output} are not in {other} and are left out")
+    return pages
+
+
+def _close(page: Page | None, pages: list[Path]) -> None:
+    if page is not None:
+        page.__exit__(None)
+        pages.append(page.path)
+
+
+def _frames(inference) -> Iterator[Frame]:
+    """Frame after frame, video after video; grey pictures where the input is not found."""
+    found = False
+    try:
+        sequences = find_sequences(inference.inputs)
+    except DataError:
+        sequences = []
+    for sequence in sequences:
+        for frame, image in sequence.read():
+            if not isinstance(image, DataError) and (inference.output / frame.output).is_file():
+                found = True
+                yield Frame(sequence.name, frame.number, frame.output, image)
+    if found:
+        return
+    print(f"the frames of {inference.output} are not in {inference.inputs}; their pictures are grey (--input_folder)")
+    for place, file in enumerate(_files(inference.output)):
+        sequence, number = _label_file(file).video or ("video", place)
+        grey = np.full((*_prediction(inference.output / file)[0].shape, 3), 128, np.uint8)
+        yield Frame(sequence, number, file, grey)
+
+
+def _files(output: Path) -> list[Path]:
+    """The predictions in an output folder, in order, relative to it."""
+    return sorted((p.relative_to(output) for p in output.rglob(f"*{SUFFIX}")), key=lambda p: natural_key(str(p)))
+
+
+def _prediction(path: Path) -> Labels | None:
+    return read_panoptic(path) if path.is_file() else None
+
+
+def _label_file(file: Path) -> LabelFile:
+    """A prediction as ground truth of the same frame would be known."""
+    return LabelFile(file.name.removesuffix(SUFFIX), file, "kitti_step")
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """What tells two folders apart: the last parts of their paths that differ."""
+    a, b = first.resolve().parts, second.resolve().parts
+    while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    return a[-1], b[-1]
