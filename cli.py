@@ -8,9 +8,12 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
+import os
 import re
 import shutil
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,12 +49,15 @@ def writable(folder: Path):
 
 
 def run(main: Callable[[], int | None]) -> typing.NoReturn:
-    """Call a script's main function; turn what a user can mend into one line and exit status 2.
+    """Call a script's main function; turn what goes wrong into one line and exit status 2.
 
-    The errors of ours, told by their names so that nothing heavy is imported here, are ValueErrors; any other
-    exception is a bug and keeps its traceback.
+    The errors of ours are told by their names, so that nothing heavy is imported here. Any other exception is a fault
+    of the program or of a file that nobody thought of: its line names both, and TRACEBACK=1 shows the traceback.
     """
     ours = ("UsageError", "DataError", "CheckpointError", "ConfigError", "DownloadError")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -63,12 +69,21 @@ def run(main: Callable[[], int | None]) -> typing.NoReturn:
         fail(str(error), status=1)
     except OSError as error:  # a missing file, no permission, a full disk
         text = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader process, with its traceback
-        fail(f"{error.filename}: {error.strerror}" if error.filename else text)
-    except ValueError as error:
-        if type(error).__name__ not in ours:
+        room = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        fail((f"{error.filename}: {error.strerror}" if error.filename else text) + room)
+    except Exception as error:
+        if os.environ.get("TRACEBACK"):
             raise
         # An error of a loader process arrives with that process's traceback as its text: its last line is the message.
-        fail(" ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split()))
+        text = " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
+        if type(error).__name__ in ours:
+            fail(text)
+        *_, last = traceback.walk_tb(error.__traceback__)
+        where = f"{Path(last[0].f_code.co_filename).name}, line {last[1]}"
+        notes = "".join(f", at {note}" for note in getattr(error, "__notes__", ()))
+        fail(
+            f"{type(error).__name__}: {text[:300]} ({where}{notes}); TRACEBACK=1 before the command shows all", status=1
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

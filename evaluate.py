@@ -7,7 +7,9 @@
 
 Both folders are searched, with all folders beneath them. Frames are paired by name:
   KITTI-STEP   <sequence>_<frame>_panoptic.png (R = class, G * 256 + B = id), or the same as <sequence>/<frame>.png
-  Cityscapes   <name>_gtFinePanopticParts.tif, <name>_gtFine_instanceIds.png, or cityscapes_panoptic_<split>.json + PNGs
+  Cityscapes   <name>_gtFinePanopticParts.tif, <name>_gtFine_instanceIds.png
+  COCO         *panoptic*<split>.json + PNGs, with or without track ids
+  MOTS         <sequence>/<frame>.png of 16 bits
 Every frame of the ground truth needs one prediction of its size, and there may be no other predictions. Nothing is
 resized and nothing is left out: whatever is wrong is listed, and then there are no figures.
 """
@@ -16,6 +18,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,13 +28,24 @@ import cli
 from cli import Option
 
 with cli.imports():
-    import numpy as np  # noqa: F401  (what metrics and data need; named here so that a lack of it is told in one line)
+    import numpy as np
     from tqdm import tqdm
 
     from data.io.export import export_cityscapes, export_kitti_step, write_json
-    from data.io.label_files import CITYSCAPES, SPLITS, LabelFile, find_labels, read_header, read_labels, split_of
+    from data.io.files import LeftOut, in_words
+    from data.io.label_files import (
+        CITYSCAPES,
+        SPLITS,
+        LabelFile,
+        find_labels,
+        matched,
+        read_header,
+        read_labels,
+        split_of,
+    )
     from data.labels import CAR, CLASS_NAMES, NUM_CLASSES, PERSON, THINGS, DataError
     from metrics import Evaluation
+    from metrics.remarks import on_edges, shape_of, why_not
 
 EXPORTS = ("cityscapes", "kitti_step")
 OPTIONS = {
@@ -70,6 +84,7 @@ OPTIONS = {
     "run": (Option("workers", 0, "processes, each of which takes whole sequences; 0: one for each core"),),
 }
 IMAGES_AT_ONCE = 16  # single images in a worker's portion
+SHAPE_EVERY = 8  # frames, of which one is searched for damaged labels
 
 
 @dataclass(frozen=True)
@@ -84,18 +99,24 @@ class Frame:
 
 def main() -> None:
     args = parse_args()
-    truths = find_labels(args.ground_truth, args.split) if args.evaluate else {}
+    left_out: LeftOut = {}
+    truths = find_labels(args.ground_truth, args.split, left_out) if args.evaluate else {}
     split = split_of(args.ground_truth, truths, args.split) if args.evaluate else args.split
-    predictions = find_labels(args.predictions, split) if args.reference == "none" else {}
+    predictions = find_labels(args.predictions, split, left_out) if args.reference == "none" else {}
+    predictions = matched(predictions, truths, args.predictions)
     if args.evaluate:
         frames, problems = pair(truths, predictions, args.reference)
         is_cityscapes = any(truth.kind in CITYSCAPES for truth in truths.values())
         things = things_of(args.things, is_cityscapes)
         # Classes are known only once a file is read, so that the last check is the evaluation itself.
-        evaluation, of_labels = evaluate(frames, things, args.reference, args.workers)
+        evaluation, of_labels, shapes = evaluate(frames, things, args.reference, args.workers)
         stop_if(problems + of_labels, args)
         result = evaluation.result()
+        lengths = Counter(frame.sequence for frame in frames if frame.sequence is not None)
+        has_tracks = not any(frame.prediction and frame.prediction.kind == "coco" for frame in frames)
+        remarks = why_not(result, lengths, has_tracks) + on_edges(shapes, CLASS_NAMES)
         print_table(result, evaluation.frames)
+        print("".join(f"\n{remark}" for remark in remarks), end="\n" * bool(remarks))
         if args.json:
             write_json(args.json, result)
     if args.export:
@@ -105,6 +126,8 @@ def main() -> None:
             export_cityscapes(files, Path(folder), split)
         else:
             export_kitti_step(files, Path(folder))
+    if left_out:
+        print(f"\nleft out: {in_words(left_out)}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -220,22 +243,25 @@ def stop_if(problems: list[str], args: argparse.Namespace) -> None:
 
 def evaluate(
     frames: list[Frame], things: tuple[int, ...], reference: str, workers: int
-) -> tuple[Evaluation, list[str]]:
-    """All frames' figures, the same bits for any number of workers, and what was wrong in the files, a line each."""
+) -> tuple[Evaluation, list[str], np.ndarray]:
+    """All frames' figures, the same bits for any number of workers; what was wrong in the files, a line each; and
+    `shape_of` some frames."""
     portions = [(portion, things, reference) for portion in portions_of(frames)]
     portions.sort(key=lambda p: -len(p[0]))  # the longest first, so that no worker is left with it at the end
     workers = max(1, min(workers or cores(), len(portions)))
     total = new_evaluation(things)
     problems: list[str] = []
+    shapes = np.zeros((2, 2, 256), np.int64)
     with tqdm(total=len(frames), desc="evaluate", unit="frame", disable=None) as bar:
         if workers == 1:
             results = (evaluate_portion(*portion, bar.update) for portion in portions)
         else:
             results = in_processes(portions, workers, bar)
-        for evaluation, of_portion in results:
+        for evaluation, of_portion, of_labels in results:
             total.merge(evaluation)
             problems += of_portion
-    return total, sorted(problems)
+            shapes += of_labels
+    return total, sorted(problems), shapes
 
 
 def new_evaluation(things: tuple[int, ...]) -> Evaluation:
@@ -252,12 +278,13 @@ def portions_of(frames: list[Frame]) -> Iterator[list[Frame]]:
 
 def evaluate_portion(
     frames: list[Frame], things: tuple[int, ...], reference: str, progress: Callable[[int], object]
-) -> tuple[Evaluation, list[str]]:
+) -> tuple[Evaluation, list[str], np.ndarray]:
     """The figures of one portion, and the files that cannot be used: all of them, none ends the run."""
     evaluation = new_evaluation(things)
     problems = []
     held = None
-    for frame in frames:
+    shapes = np.zeros((2, 2, 256), np.int64)
+    for place, frame in enumerate(frames):
         try:
             truth = read_labels(frame.truth)
             if reference == "none":
@@ -268,16 +295,18 @@ def evaluate_portion(
             if prediction[0].shape != truth[0].shape:
                 raise DataError(f"{frame.truth.path} has another size than the frame that predicts it")
             evaluation.update(truth, prediction, frame.sequence)
+            if place % SHAPE_EVERY == 0:
+                shapes += np.stack([shape_of(truth[0]), shape_of(prediction[0])])
         except DataError as error:
             problems.append(f"unfit labels: {error}")
         progress(1)
-    return evaluation, problems
+    return evaluation, problems, shapes
 
 
 _done = None  # a worker's share of the progress bar: frames done by all workers
 
 
-def in_processes(portions: list[tuple], workers: int, bar: tqdm) -> Iterator[tuple[Evaluation, list[str]]]:
+def in_processes(portions: list[tuple], workers: int, bar: tqdm) -> Iterator[tuple]:
     """`evaluate_portion` of each, in parallel processes, while the bar is kept moving frame by frame."""
     done = multiprocessing.Value("q", 0)
     with multiprocessing.Pool(workers, _start_worker, (done,)) as pool:
@@ -299,7 +328,7 @@ def _start_worker(done) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process tells of the interruption, once
 
 
-def _work(portion: tuple) -> tuple[Evaluation, list[str]]:
+def _work(portion: tuple) -> tuple:
     return evaluate_portion(*portion, _count)
 
 

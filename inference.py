@@ -1,14 +1,15 @@
 """Run a trained model over video: panoptic PNGs, tracks and an overlay, frame after frame.
 
     python inference.py                                                data/input -> data/output
-    python inference.py --input_folder my_video.mp4 --overlay mp4      a video file
+    python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
+    python inference.py --input_folder rtsp://HOST/STREAM              a stream, or /dev/video0, until Ctrl-C
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
-Input: a folder of images, a folder of such folders (one video each), a video file, or images named
-<sequence>_<frame>_leftImg8bit.png, which are grouped by sequence. Output, at the frames' size:
+Input: a folder of images or of such folders (one video each), video files, animated images. Images
+named <sequence>_<frame>_leftImg8bit.png are grouped by sequence. Output, at the frames' size:
 <sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id),
-tracks.jsonl with one line a frame, and <sequence>_overlay.gif. Run it again to continue.
+tracks.jsonl with one line a frame, and <sequence>_overlay.mp4. Run it again to continue.
 """
 
 import contextlib
@@ -25,10 +26,13 @@ with cli.imports():
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
+    from data.io.cuts import Cuts
+    from data.io.files import LeftOut, in_words
     from data.io.inputs import Sequence, find_sequences
     from data.io.lock import sole_writer
+    from data.io.overlays import WRITERS
     from data.io.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
-    from data.io.video import video_length
+    from data.io.video import is_stream
     from data.labels import DataError
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion.samplers import SAMPLERS
@@ -39,10 +43,10 @@ SHIPPED = Path("results/pretrained/model-tiny.pt")
 
 OPTIONS = {
     "files": [
-        cli.Option("input_folder", Path("data/input"), "folder of images, folder of such folders, or a video file"),
+        cli.Option("input_folder", ("data/input",), "images or folders of them, videos, a stream", metavar="PATH"),
         cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
         cli.Option("checkpoint", None, f"weights; none: {TRAINED}, else {SHIPPED}", kind=Path),
-        cli.Option("overlay", "gif", "film of each video under its masks", ("none", "gif", "mp4", "webp")),
+        cli.Option("overlay", ("mp4",), "what is drawn of each video beside its masks", ("none", *WRITERS)),
         cli.Option("colorblind", False, "overlay colours that all kinds of colour vision tell apart", rare=True),
         cli.Option("fps", None, "frames a second of the overlay; none: the video's, or 10", kind=float, rare=True),
         cli.Option("skip_bad_files", False, "go on without images that cannot be read, and list them", rare=True),
@@ -63,6 +67,7 @@ OPTIONS = {
     "history": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as given"),
         cli.Option("independent_frames", False, "images that are no video: no frame has a history"),
+        cli.Option("cuts", True, "history ends where the pictures change or the frame numbers jump"),
     ],
     "machine": [
         cli.Option("device", "auto", "where to compute", ("auto", "cuda", "cpu")),
@@ -87,9 +92,10 @@ def main() -> int:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
     sampling = {o.name: getattr(args, o.name) for o in SAMPLING if getattr(args, o.name) is not None}
     StreamConfig(**sampling)
-    sequences = inputs(args.input_folder)
-    if not (args.quiet or args.independent_frames):
-        tell_gaps(sequences)
+    left_out: LeftOut = {}
+    sequences = inputs(args.input_folder, left_out)
+    if not args.quiet:
+        tell_videos(sequences, args.cuts and not args.independent_frames)
     bad = check_files(sequences)
     if bad and not args.skip_bad_files:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
@@ -105,6 +111,8 @@ def main() -> int:
     with sole_writer(args.output_folder, "--output_folder", processes):
         failures = write_all(args, sequences, predictor, version, processes)
 
+    if left_out and processes.is_main_process and not args.quiet:
+        print(f"left out: {in_words(left_out)}")
     if failures and processes.is_main_process:
         print(f"inference.py: frames that could not be read and have no prediction: {len(failures)}", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
@@ -126,11 +134,10 @@ def write_all(
     if args.checkpoint.stat().st_mtime_ns != version:
         raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
-        note_run(args.output_folder, args.input_folder, args.checkpoint)
+        source = args.input_folder[0] if len(args.input_folder) == 1 else os.path.commonpath(args.input_folder)
+        note_run(args.output_folder, source, args.checkpoint, [s.name for s in sequences], args.restart)
     mine = share(sequences, processes.process_index, processes.num_processes)
-    lengths = [
-        len(s.frames) if s.frames is not None else video_length(s.video)[1] for s in (sequences[n] for n in mine)
-    ]
+    lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
     with tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar:
@@ -142,16 +149,17 @@ def write_all(
     if processes.is_main_process:
         merge_tracks(args.output_folder, [s.name for s in sequences])
     if processes.num_processes == 1 and not args.quiet:
+        print("".join(f"{remark}\n" for job in jobs for remark in job.remarks), end="")
         print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
     return failures
 
 
-def inputs(path: Path) -> list[Sequence]:
-    """The videos of a folder or file. With nothing in the default folder, say how to try it out."""
+def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
+    """The videos of folders and files. With nothing in the default folder, say how to try it out."""
     try:
-        return find_sequences(path)
+        return find_sequences(paths, left_out)
     except DataError as error:
-        if path != OPTIONS["files"][0].default:
+        if tuple(paths) != OPTIONS["files"][0].default:
             raise
         cli.fail(
             f"{error}. To try it out with synthetic frames:\n"
@@ -160,23 +168,28 @@ def inputs(path: Path) -> list[Sequence]:
         )
 
 
-def tell_gaps(sequences: list[Sequence]) -> None:
-    """Say of each video whose numbers jump that it is taken as cut there: masks alone do not show why ids change."""
+def tell_videos(sequences: list[Sequence], cuts: bool) -> None:
+    """Say which videos were found where it is not one a folder, and where numbers jump: masks do not show why ids
+    change."""
     if int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first one speaks
         return
-    for sequence in sequences:
+    folders = [{frame.image.parent for frame in sequence.frames or ()} for sequence in sequences]
+    if len(set().union(*folders)) < len([f for f in folders if f]):
+        names = ", ".join(s.name for s in sequences[:3]) + ", ..." * (len(sequences) > 3)
+        print(f"{len(sequences)} videos, told apart by the names of their frames: {names}")
+    for sequence in sequences if cuts else ():
         if after := [frame.number for frame in sequence.frames or () if frame.after_gap]:
             shown = ", ".join(map(str, after[:3])) + (", ..." if len(after) > 3 else "")
             times = "a gap" if len(after) == 1 else f"{len(after)} gaps"
             print(
                 f"{sequence.name}: {times} in the frame numbers, before {shown}; taken as a cut: no history and new "
-                "ids from there on (if it is none, number the files without gaps)"
+                "ids from there on (--no-cuts if it is none)"
             )
 
 
 def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
     """The numbers of the videos that fall to a process: the longest first, each to who has least to do."""
-    lengths = [len(s.frames) if s.frames is not None else 1_000_000 for s in sequences]
+    lengths = [1_000_000 if s.frames is None else len(s.frames) for s in sequences]
     shares, frames = [[] for _ in range(processes)], [0] * processes
     for number in sorted(range(len(sequences)), key=lambda n: (-lengths[n], n)):
         least = frames.index(min(frames))
@@ -226,21 +239,24 @@ class Job:
 
     def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm):
         self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
-        fps = args.fps or (video_length(sequence.video)[0] if sequence.video else None) or 10.0
+        fps = args.fps or sequence.rate_and_length()[0] or 10.0
         self.output = SequenceOutput(
             sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before, args.colorblind
         )
-        self.state = StreamState(number)
+        self.state, self.cuts = StreamState(number), Cuts()
         self.done = 0
         self.failures: list[str] = []
+        self.cut_before: list[int] = []
+        self.remarks: list[str] = []
 
     def start(self) -> None:
         """Take up a half-done video: its state, and its first frames drawn again for the overlay."""
         stored = self.output.open()
         if stored is not None:
-            self.state, self.done = StreamState.from_dict(stored["state"]), stored["done"]
+            self.state, self.done = StreamState.from_dict(stored["state"]["stream"]), stored["done"]
+            self.cuts, self.cut_before = Cuts(stored["state"]["cuts"]), list(stored["state"]["cut_before"])
             self.failures = list(stored["failures"])
-        if self.args.overlay == "none":
+        if set(self.args.overlay) == {"none"}:
             self.frames = prefetched(self.sequence, skip=self.done)
             self.bar.update(self.done)
             return
@@ -260,7 +276,10 @@ class Job:
                 self.state.frame += 1  # its number seeds the noise of the frames after it
                 self.finish_frame(None, None, None)
                 continue
-            if frame.after_gap or self.args.independent_frames:
+            cut = self.args.cuts and not self.args.independent_frames and self.cuts(image)
+            if cut and not frame.after_gap:
+                self.cut_before.append(frame.number)
+            if cut or (frame.after_gap and self.args.cuts) or self.args.independent_frames:
                 self.state = self.state.forget()
             if self.args.independent_frames:
                 self.state.next_track = 1
@@ -277,32 +296,67 @@ class Job:
         self.done += 1
         if frame is not None:
             self.output.write(frame, image, *answer, given=self.done <= self.args.use_frames_before)
-        self.output.checkpoint(self.done, self.state, self.failures)
+        self.output.checkpoint(self.done, self.stored, self.failures)
         self.bar.update()
+
+    @property
+    def stored(self) -> dict:
+        return {"stream": self.state.to_dict(), "cuts": self.cuts.state, "cut_before": self.cut_before}
+
+    def finish(self) -> None:
+        self.remarks = self.output.finish(self.done, self.stored, self.failures)
+        if self.cut_before:
+            shown = ", ".join(map(str, self.cut_before[:5])) + ", ..." * (len(self.cut_before) > 5)
+            self.remarks.append(f"{self.sequence.name}: cut before frame {shown}, where the picture changes")
 
 
 def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
-    """All videos, at most `width` of them side by side, each frame after frame."""
+    """All videos, at most `width` of them side by side, each frame after frame; streams until they are interrupted."""
     waiting, running = list(jobs), []
     with contextlib.ExitStack() as stack:
-        while waiting or running:
-            while waiting and len(running) < width:
-                job = waiting.pop(0)
-                stack.callback(job.output.close)
-                job.start()
-                running.append(job)
-            due = [(job, job.next_frame(predictor)) for job in running]
-            for job, item in due:
-                if item is None:
-                    job.output.finish(job.done, job.state, job.failures)
-                    running.remove(job)
-            due = [(job, *item) for job, item in due if item is not None]
-            if not due:
-                continue
-            answers, states = predictor.step([image for _, _, image in due], [job.state for job, _, _ in due])
-            for (job, frame, image), answer, state in zip(due, answers, states, strict=True):
-                job.state = state
-                job.finish_frame(frame, image, (answer.semantic, answer.track))
+        try:
+            while waiting or running:
+                while waiting and len(running) < width:
+                    job = waiting.pop(0)
+                    stack.callback(job.output.close)
+                    job.start()
+                    running.append(job)
+                predict_next(predictor, running)
+        except KeyboardInterrupt:
+            if not running or not all(is_stream(job.sequence.video) for job in running):
+                raise
+            for job in running:
+                job.finish()
+
+
+def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
+    """The next frame of each video; those that have none are finished and leave the list."""
+    due = []
+    for job in list(running):
+        if (item := job.next_frame(predictor)) is None:
+            job.finish()
+            running.remove(job)
+        else:
+            due.append((job, *item))
+    if not due:
+        return
+    with about(due):
+        answers, states = predictor.step([image for _, _, image in due], [job.state for job, _, _ in due])
+    for (job, frame, image), answer, state in zip(due, answers, states, strict=True):
+        job.state = state
+        job.finish_frame(frame, image, (answer.semantic, answer.track))
+
+
+@contextlib.contextmanager
+def about(due: list[tuple]):
+    """An error that leaves here says which frames it is about."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            " and ".join(str(frame.image or f"{job.sequence.video}, frame {frame.number}") for job, frame, _ in due)
+        )
+        raise
 
 
 if __name__ == "__main__":

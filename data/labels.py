@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from data.io.pixels import to_rgb
 
 VOID = 255
 MAX_ID = 65_535  # ids are stored as G * 256 + B
@@ -104,22 +106,24 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, upright as its EXIF tag says. Raises DataError."""
-    image = ImageOps.exif_transpose(open_image(path))
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    """An image file as uint8 (H, W, 3) RGB, as `to_rgb` makes it. Raises DataError."""
+    try:
+        return to_rgb(open_image(path))
+    except ValueError as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path} cannot be used: {error}") from None
 
 
 def read_panoptic(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """A KITTI-STEP panoptic PNG as semantic uint8 (H, W), instance int32 (H, W). Raises DataError."""
     image = open_image(path)
-    if image.mode != "RGB":
-        raise DataError(f"{path} is no panoptic PNG: its mode is {image.mode}, not RGB")
+    if image.mode != "RGB" or image.format == "JPEG":
+        what = "it is a JPEG, which alters labels" if image.format == "JPEG" else f"its mode is {image.mode}, not RGB"
+        raise DataError(f"{path} is no panoptic PNG: {what}")
     semantic, instance = decode_panoptic(np.asarray(image))
     unknown = np.setdiff1d(np.unique(semantic), [*range(NUM_CLASSES), VOID])
     if unknown.size:
-        raise DataError(f"{path} holds class {unknown[0]}; classes are 0..{NUM_CLASSES - 1} and {VOID} = void")
+        hint = "; was it saved as JPEG, or resized smoothly?" if unknown.size > 3 else ""
+        raise DataError(f"{path} holds class {unknown[0]}; classes are 0..{NUM_CLASSES - 1} and {VOID} = void{hint}")
     return semantic, instance
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from accelerate.state import AcceleratorState
 from small import CONFIG, lively_model
 
 import cli
@@ -30,6 +31,7 @@ def run(monkeypatch, module, *words):
 
 
 def test_speed_measures_each_section(monkeypatch, tmp_path, weights, capfd):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of tests in another precision
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", CONFIG)
     assert not run(monkeypatch, speed, "--quick", "--checkpoint", weights, "--json", tmp_path / "all.json")

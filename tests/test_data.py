@@ -244,8 +244,9 @@ def test_usual_step():
     [
         ([0, 1, 2, 3], [(-1, -1), (-1, 0), (0, 1), (1, 2)]),
         ([0, 1, 2, 10, 11, 12], [(-1, -1), (-1, 0), (0, 1), (-1, -1), (-1, 3), (3, 4)]),
-        ([0, 1, 2, 4, 5], [(-1, -1), (-1, 0), (0, 1), (-1, -1), (-1, 3)]),  # 4 - 2 = 2 is there, but 3 is missing
-        ([0, 5, 10, 20], [(-1, -1), (-1, 0), (0, 1), (-1, -1)]),
+        ([0, 1, 2, 4, 5], [(-1, -1), (-1, 0), (0, 1), (1, 2), (2, 3)]),  # a dropped frame is none
+        ([0, 2, 5, 7, 10, 17], [(-1, -1), (-1, 0), (0, 1), (1, 2), (2, 3), (-1, -1)]),  # 10 of 25 frames a second
+        ([0, 5, 10, 21], [(-1, -1), (-1, 0), (0, 1), (-1, -1)]),
     ],
 )
 def test_history_stops_at_gaps(numbers, expected):
@@ -259,7 +260,7 @@ def test_history_never_crosses_sequences():
 
 
 def test_gaps_are_counted_within_sequences():
-    numbers = {"a": (0, 1, 2, 10, 11, 12, 14), "b": (20, 25, 30, 40), "c": (7,)}
+    numbers = {"a": (0, 1, 2, 10, 11, 12, 15), "b": (20, 25, 30, 41), "c": (7,)}
     assert count_gaps([FrameRef(sequence, n) for sequence, all_of_it in numbers.items() for n in all_of_it]) == 3
 
 

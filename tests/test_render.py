@@ -12,7 +12,7 @@ from running import call
 
 from data.draw import figures, render, shown
 from data.io.video import VideoWriter
-from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, write_image, write_panoptic
+from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, DataError, write_image, write_panoptic
 from model import StreamConfig, VideoPredictor
 from model.stream.inspection import denoising_steps
 from tests.small import lively_model
@@ -200,7 +200,8 @@ def test_frames_are_found_with_their_images_and_truth(tmp_path):
     assert frames[0].image.std() > 0 and (frames[1].track == track * 2).all() and (frames[1].truth[1] == track).all()
     lives = shown.track_lives(inference)
     assert lives["0003"][3] == (CAR, [9]) and lives["0003"][6] == (CAR, [10])
-    assert shown.last_inference(tmp_path / "nothing") is None
+    with pytest.raises(DataError, match="nothing holds no predictions"):  # not the demo's, which nobody asked for
+        shown.last_inference(tmp_path / "nothing")
 
     # what tracks.jsonl and run.json say goes before what is guessed
     line = {

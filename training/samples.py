@@ -10,6 +10,7 @@ from data.clips.cache import Cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
 from data.labels import DataError
+from data.sets.check import check
 from data.sets.frames import FrameSource, count_gaps
 from data.sets.registry import DATASETS
 from model import ModelConfig
@@ -75,4 +76,6 @@ def _open(n: int, args: argparse.Namespace, config: ModelConfig, split: str) -> 
     if name == "streets":  # rendered, at the size that is asked for
         videos = args.streets_videos if split == "train" else args.validate_videos
         options = {"videos": videos, "image_size": tuple(config.image_size)}
-    return DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options)
+    source = DATASETS[name](Path(root) if root not in (None, "none", "default") else None, split, **options)
+    check(source, args.skip_bad_files, args.quiet)
+    return source

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.io.inputs import find_sequences
-from data.io.label_files import LabelFile, find_labels, read_labels
+from data.io.label_files import LabelFile, find_labels, label_file, matched, read_labels
 from data.io.predictions import TRACKS, describe_segments
 from data.labels import DataError, read_image, read_panoptic
 from data.sets.frames import natural_key
@@ -85,7 +85,10 @@ class Frames(Sequence[Shown]):
 
 
 def last_inference(output: str | Path | None = None, inputs: str | Path | None = None) -> Inference | None:
-    """The inference in `output`, by default in data/output, else the demo's; None where neither has predictions."""
+    """The inference in `output`, by default in data/output, else the demo's; None where neither has predictions.
+
+    Raises DataError for an `output` that has none.
+    """
     places = PLACES if output is None else ((Path(output), dict(PLACES).get(Path(output), PLACES[0][1])),)
     for folder, usual in places:
         if next(folder.rglob("*_panoptic.png"), None) is None:
@@ -96,6 +99,8 @@ def last_inference(output: str | Path | None = None, inputs: str | Path | None =
             run = {}
         found = Path(inputs or run.get("input_folder") or usual)
         return Inference(folder, found, Path(run["checkpoint"]) if run.get("checkpoint") else None)
+    if output is not None:
+        raise DataError(f"{output} holds no predictions (*_panoptic.png): name the output folder of inference.py")
     return None
 
 
@@ -110,7 +115,7 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
     names = list(listed)[:limit]
     paths = [inference.output / name for name in names]
     images = _images(inference.inputs, names)
-    truths = _truths(Path(truth or inference.inputs))
+    truths = _truths(Path(truth or inference.inputs), inference, names)
 
     def read(number: int) -> Shown:
         name = names[number]
@@ -120,7 +125,7 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
             image = read_image(image) if isinstance(image, Path) else np.asarray(Image.open(io.BytesIO(image)))
         if image is None or image.shape[:2] != semantic.shape:
             image = np.full((*semantic.shape, 3), 128, np.uint8)
-        labels = truths.get(_key(name.name.removesuffix("_panoptic.png")))
+        labels = truths.get(name)
         labels = None if labels is None else read_labels(labels)
         labels = labels if labels is not None and labels[0].shape == semantic.shape else None
         return Shown(*listed[name], image, semantic, track, labels)
@@ -142,16 +147,19 @@ def _listed(output: Path) -> dict[Path, tuple[str, int]]:
     return {name: _sequence_of(name) for name in names}
 
 
-def _images(inputs: Path, names: list[Path]) -> dict[Path, Path | bytes]:
-    """Predictions' names -> image files; where the input is a video, JPEGs in memory, as it is read but once."""
+def _images(inputs: Path | str, names: list[Path]) -> dict[Path, Path | bytes]:
+    """Predictions' names -> image files; of a video's frames, JPEGs in memory, as it is read but once."""
+    images: dict[Path, Path | bytes] = {}
     try:
-        sequences = find_sequences(inputs)
-        if inputs.is_file():
-            frames = islice(sequences[0].read(), len(names))
-            return {frame.output: _jpeg(image) for frame, image in frames if isinstance(image, np.ndarray)}
-    except DataError:
-        return {}
-    return {frame.output: frame.image for s in sequences for frame in s.frames}
+        for sequence in find_sequences(inputs):
+            if sequence.frames is not None:
+                images |= {frame.output: frame.image for frame in sequence.frames}
+            elif wanted := sum(str(name).startswith(f"{sequence.stem}_") for name in names):
+                frames = islice(sequence.read(), wanted)
+                images |= {frame.output: _jpeg(image) for frame, image in frames if isinstance(image, np.ndarray)}
+    except DataError as error:
+        print(error)
+    return images
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -160,17 +168,19 @@ def _jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _truths(folder: Path) -> dict[str, LabelFile]:
+def _truths(folder: Path, inference: Inference, names: list[Path]) -> dict[Path, LabelFile]:
+    """Predictions' names -> their truth, paired as evaluate.py does."""
     split = folder.name if folder.name in ("train", "test") else "val"
     try:
-        return find_labels(folder, split)
+        truths = find_labels(folder, split)
     except DataError:
         return {}
-
-
-def _key(name: str) -> str:
-    """A frame's name as `LabelFile.key` has it."""
-    return "_".join(str(int(part)) if part.isdecimal() else part for part in name.split("_"))
+    files = [label_file(inference.output / name, inference.output) for name in names]
+    by_key = matched({file.key: file for file in files}, truths, inference.output, str(inference.inputs))
+    keys = {file.path: key for key, file in by_key.items()}
+    return {
+        name: truths[keys[file.path]] for name, file in zip(names, files, strict=True) if keys.get(file.path) in truths
+    }
 
 
 def _sequence_of(name: Path) -> tuple[str, int]:

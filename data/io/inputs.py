@@ -1,23 +1,38 @@
-"""What inference reads: a folder of images, a folder of such folders, or a video file, as sequences of frames.
+"""What inference reads, as sequences of frames: images, folders of images, video files, animated images, streams.
 
-Images named `<sequence>_<frame>_leftImg8bit.png` are grouped by sequence; other images of a folder are one sequence.
-Frames are ordered by number, not by string, and a jump in the numbers larger than the sequence's usual step is a gap
-that no history crosses.
+Images named `<sequence>_<frame>_leftImg8bit.png` are grouped by sequence, other images of a folder as `names` says.
+A gap in the numbers, a step of more than twice the usual one, is one that no history crosses.
 """
 
+import contextlib
+import glob
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from data.io.video import VIDEO_SUFFIXES, read_video
-from data.labels import DataError, read_image
-from data.sets.frames import natural_key, usual_step
+from data.io.files import LeftOut, walk
+from data.io.names import ordered_videos
+from data.io.pixels import to_rgb
+from data.io.video import VIDEO_SUFFIXES, is_stream, read_video, video_length
+from data.labels import MAX_PIXELS, DataError, read_image
+from data.sets.frames import gaps, natural_key
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
+    ".apng", ".avif",
+)  # fmt: skip
+MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".avif")  # may hold several frames
+HEIC = (".heic", ".heif")
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    IMAGE_SUFFIXES += HEIC
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
 _OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # what may lie beside the images
 
@@ -26,22 +41,23 @@ _OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # w
 class InputFrame:
     number: int
     output: Path  # of its prediction, relative to the output folder
-    image: Path | None  # None for a frame of a video file
+    image: Path | None  # None for a frame of a video
     after_gap: bool = False  # no history crosses to this frame
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One video: its name, unique among the inputs, and its frames in order (unknown for a video file)."""
+    """One video: its name, unique among the inputs, and its frames in order; or a file or stream that holds them."""
 
     name: str
     frames: list[InputFrame] | None
-    video: Path | None = None
+    video: Path | str | None = None
+    stem: Path = Path()  # of a video: what its predictions' names start with
 
     def read(self, skip: int = 0) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
         """Each frame but the first `skip`, with its image uint8 (H, W, 3) or the DataError that says why it has none.
 
-        Raises DataError for a video file of which nothing can be read; one that breaks off ends with the DataError.
+        Raises DataError for a video of which nothing can be read; one that breaks off ends with the DataError.
         """
         if self.video is None:
             for frame in self.frames[skip:]:
@@ -50,9 +66,10 @@ class Sequence:
                 except DataError as error:
                     yield frame, error
             return
-        number, images = 0, read_video(self.video)
+        moving = Path(self.video).suffix.lower() in MAY_MOVE
+        number, images = 0, _read_pages(self.video) if moving else read_video(self.video)
         while True:
-            frame = InputFrame(number, Path(f"{self.video.stem}_{number:06d}_panoptic.png"), None)
+            frame = InputFrame(number, Path(f"{self.stem}_{number:06d}_panoptic.png"), None)
             try:
                 image = next(images, None)
             except DataError as error:
@@ -67,79 +84,157 @@ class Sequence:
                 yield frame, image
             number += 1
 
+    def rate_and_length(self) -> tuple[float | None, int | None]:
+        """Frames a second and number of frames, None where that is not known."""
+        if self.video is None:
+            return None, len(self.frames)
+        if is_stream(self.video):
+            return None, None
+        if Path(self.video).suffix.lower() not in MAY_MOVE:
+            return video_length(self.video)
+        with Image.open(self.video) as image:
+            duration = image.info.get("duration")
+            return (1000 / duration if duration else None), image.n_frames
 
-def find_sequences(path: str | Path) -> list[Sequence]:
-    """All sequences of an input. Raises DataError where there is nothing to read or two frames share one output."""
-    path = Path(path)
-    if path.is_file():
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            kinds = " ".join(VIDEO_SUFFIXES)
-            raise DataError(f"{path} is neither a folder of images nor a video ({kinds})")
-        return [Sequence(path.stem, None, path)]
-    if not path.is_dir():
-        raise DataError(
-            f"the input folder {path} is missing: put frames there, or name a folder or a video by --input_folder"
-        )
 
+def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut | None = None) -> list[Sequence]:
+    """All sequences of folders, files, patterns (`films/*.mp4`) and streams; what is not taken is put into `left_out`.
+
+    Raises DataError where there is nothing to read or two frames share one output.
+    """
+    left_out = {} if left_out is None else left_out
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    streams = [str(source) for source in sources if is_stream(source)]
+    paths = [path for source in sources if not is_stream(source) for path in _matching(Path(source))]
+    base = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    if paths and base is None:
+        base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+        paths = [path.absolute() for path in paths]
+    files = [file for path in paths for file in ([path] if path.is_file() else walk(path, left_out))]
+    by_folder: dict[Path, list[Path]] = {}
+    for file in dict.fromkeys(files):
+        if _is_taken(file, left_out):
+            by_folder.setdefault(file.parent, []).append(file)
     sequences: list[Sequence] = []
-    for folder in sorted({p.parent for p in _files(path)}, key=lambda p: natural_key(str(p))):
-        for name, images in _grouped(folder).items():
-            inside = folder.relative_to(path)
-            frames = _numbered(images, inside)
-            label = str(inside / name) if name else str(inside) if inside != Path() else path.resolve().name
+    for folder in sorted(by_folder, key=lambda p: natural_key(str(p))):
+        for sequence in _in_folder(by_folder[folder], folder.relative_to(base), base, left_out):
+            label = sequence.name
             while any(s.name == label for s in sequences):  # as of a folder `a` beside images `a_<n>_leftImg8bit.png`
                 label += "+"
-            sequences.append(Sequence(label, frames))
-        for video in sorted(p for p in _files(folder, deep=False) if p.suffix.lower() in VIDEO_SUFFIXES):
-            raise DataError(f"{video} is a video inside a folder: give it by itself, --input_folder {video}")
+            sequences.append(Sequence(label, sequence.frames, sequence.video, sequence.stem))
+    for number, stream in enumerate(streams):
+        name = re.sub(r"\W+", "_", stream.rpartition("@")[2].rpartition("://")[2]).strip("_") or f"stream_{number}"
+        sequences.append(Sequence(name, None, stream, Path(name)))
     if not sequences:
-        raise DataError(
-            f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no folders of images: put frames there, or name "
-            "a folder or a video by --input_folder"
-        )
-    outputs: dict[Path, Path] = {}
-    for frame in (f for s in sequences for f in s.frames):
-        if frame.output in outputs:
-            raise DataError(f"{frame.image} and {outputs[frame.output]} would share the prediction {frame.output}")
-        outputs[frame.output] = frame.image
+        raise DataError(_nothing(sources, left_out))
+    _check_outputs(sequences)
     return sequences
 
 
-def _files(folder: Path, deep: bool = True) -> list[Path]:
-    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    found = folder.rglob("*") if deep else folder.iterdir()
+def _matching(path: Path) -> list[Path]:
+    """A path, or those that match it as a pattern."""
+    if path.exists():
+        if path.is_dir() or path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+            return [path]
+        kinds = " ".join(VIDEO_SUFFIXES)
+        raise DataError(f"{path} is neither a folder of images nor an image or a video ({kinds})")
+    found = sorted(glob.glob(str(path), recursive=True), key=natural_key)
+    if not found:
+        raise DataError(
+            f"the input folder {path} is missing: put frames there, or name a folder or a video by --input_folder"
+        )
+    return [Path(p) for p in found]
+
+
+def _is_taken(path: Path, left_out: LeftOut) -> bool:
+    suffix = path.suffix.lower()
+    if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        reason = (
+            f"{suffix} files, which need `pip install pillow-heif`" if suffix in HEIC else f"{suffix or 'other'} files"
+        )
+    elif _OURS.fullmatch(path.stem):
+        reason = "named as labels or overlays"
+    else:
+        return True
+    left_out.setdefault(reason, []).append(path)
+    return False
+
+
+def _in_folder(files: list[Path], inside: Path, base: Path, left_out: LeftOut) -> Iterator[Sequence]:
+    """The sequences of the files of one folder."""
+    moving = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES or _frames_in(p, left_out) > 1]
+    images: dict[str, list[Path]] = {}
+    for path in sorted(set(files) - set(moving), key=lambda p: (natural_key(p.stem), p.name)):
+        match = _NAMED.fullmatch(path.stem)
+        images.setdefault(match["sequence"] if match else "", []).append(path)
+    for name, group in sorted(images.items(), key=lambda item: natural_key(item[0])):
+        videos = ordered_videos([p.stem for p in group])
+        if name:
+            group.sort(key=lambda p: int(_NAMED.fullmatch(p.stem)["number"]))
+            videos = [(name, range(len(group)), [int(_NAMED.fullmatch(p.stem)["number"]) for p in group])]
+        for part, places, numbers in videos:
+            label = str(inside / part) if part else str(inside) if inside != Path() else base.resolve().name
+            yield Sequence(label, _frames([group[i] for i in places], numbers, inside))
+    for path in sorted(moving, key=lambda p: natural_key(p.name)):
+        yield Sequence(str(inside / path.stem), None, path, inside / path.stem)
+
+
+def _frames(paths: list[Path], numbers: list[int], inside: Path) -> list[InputFrame]:
     return [
-        p
-        for p in found
-        if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".") and not _OURS.fullmatch(p.stem)
+        InputFrame(number, inside / f"{path.stem.removesuffix('_leftImg8bit')}_panoptic.png", path, gap)
+        for path, number, gap in zip(paths, numbers, gaps(numbers), strict=True)
     ]
 
 
-def _grouped(folder: Path) -> dict[str, list[Path]]:
-    """The images of one folder by sequence; those with other names under ''."""
-    groups: dict[str, list[Path]] = {}
-    for path in _files(folder, deep=False):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            match = _NAMED.fullmatch(path.stem)
-            groups.setdefault(match["sequence"] if match else "", []).append(path)
-    return dict(sorted(groups.items(), key=lambda item: natural_key(item[0])))
+def _frames_in(path: Path, left_out: LeftOut) -> int:
+    """How many frames of one size an image file holds; of a file that cannot be read, one."""
+    if path.suffix.lower() not in MAY_MOVE:
+        return 1
+    try:
+        with Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+            if count == 1 or image.format == "MPO":
+                return 1
+            if image.format == "TIFF" and len({image.size for page in range(count) if image.seek(page) is None}) > 1:
+                left_out.setdefault("with pages of several sizes, of which the first is taken", []).append(path)
+                return 1
+            return count
+    except Exception:  # Pillow raises many types for damaged files; `check_files` tells
+        return 1
 
 
-def _numbered(images: list[Path], inside: Path) -> list[InputFrame]:
-    """The frames of one sequence in order, with their gaps."""
-    ordered = sorted(images, key=lambda p: (natural_key(p.stem), p.name))
-    numbers = [_number(p) for p in ordered]
-    if None in numbers or len(set(numbers)) < len(numbers):  # names that do not number the frames
-        numbers = list(range(len(ordered)))
-    ranked = sorted(zip(numbers, ordered, strict=True))
-    step = usual_step([n for n, _ in ranked])
-    gaps = {b for (a, _), (b, _) in pairwise(ranked) if b - a > step}
-    return [
-        InputFrame(n, inside / f"{p.stem.removesuffix('_leftImg8bit')}_panoptic.png", p, n in gaps) for n, p in ranked
-    ]
+def _read_pages(path: Path) -> Iterator[np.ndarray]:
+    """The frames of an animated image or of a stack of images."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path} claims {image.width}x{image.height} pixels; that is refused")
+            for page in range(image.n_frames):
+                image.seek(page)
+                yield to_rgb(image)
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{path} cannot be read as an image ({error})") from None
 
 
-def _number(path: Path) -> int | None:
-    """The last number in a name: 12 of `frame_12.png`."""
-    digits = re.findall(r"\d+", path.stem.removesuffix("_leftImg8bit").replace("leftImg8bit", ""))
-    return int(digits[-1]) if digits else None
+def _nothing(sources: list[str | Path], left_out: LeftOut) -> str:
+    there = ", ".join(f"{len(paths)} {reason}" for reason, paths in left_out.items())
+    return (
+        f"{' '.join(map(str, sources))} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no videos"
+        f"{f', but {there}' if there else ''}: put frames there, or name a folder or a video by --input_folder"
+    )
+
+
+def _check_outputs(sequences: list[Sequence]) -> None:
+    """Raise DataError where two inputs would share a prediction."""
+    outputs: dict[Path, object] = {}
+    for sequence in sequences:
+        own = [(sequence.stem, sequence.video)] if sequence.frames is None else []
+        for output, source in own or [(frame.output, frame.image) for frame in sequence.frames]:
+            if output in outputs:
+                raise DataError(
+                    f"{source} and {outputs[output]} would share the prediction {output}: rename one, or name only one "
+                    "kind, --input_folder 'FOLDER/*.png'"
+                )
+            outputs[output] = source

@@ -3,38 +3,43 @@
 Layouts, the better one first where a frame is there in several:
   parts         <name>_gtFinePanopticParts.tif                        Cityscapes PanopticParts
   instances     <name>_gtFine_instanceIds.png                         Cityscapes gtFine
-  coco          cityscapes_panoptic_<split>.json and its PNGs         cityscapesscripts, and submissions
+  coco          *panoptic*<split>.json and its PNGs                   COCO, cityscapesscripts, and submissions
   kitti_step    <sequence>_<frame>_panoptic.png                       KITTI-STEP, and this repository's predictions
   kitti_frames  <sequence>/<frame>.png                                KITTI-STEP as published, and submissions
+  mots          <sequence>/<frame>.png of 16 bits                     MOTS
 """
 
-import json
+import contextlib
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data.labels import LABEL_TO_TRAIN, NUM_CLASSES, THINGS, VOID, DataError, open_image, read_panoptic
+from data.io.files import LeftOut, walk
+from data.labels import NUM_CLASSES, STUFF, VOID, DataError, read_panoptic
 from data.sets.cityscapes import read_target
+from data.sets.coco_panoptic import Segment, read_json, read_segments, video_of
+from data.sets.frames import frame_name
+from data.sets.mots import read_mots
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = {"_gtFinePanopticParts.tif": "parts", "_gtFine_instanceIds.png": "instances", "_panoptic.png": "kitti_step"}
-CITYSCAPES = ("parts", "instances", "coco")
-KINDS = (*CITYSCAPES, "kitti_step", "kitti_frames")
+SUFFIXES = {"_gtfinepanopticparts.tif": "parts", "_gtfine_instanceids.png": "instances", "_panoptic.png": "kitti_step"}
+CITYSCAPES = ("parts", "instances", "coco")  # single images
+GREY = ("parts", "instances", "mots")
+KINDS = (*CITYSCAPES, "coco_video", "kitti_step", "kitti_frames", "mots")
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """One frame's labels. name: as in the file's name; segments (coco only): (id, trainId, is crowd) of each."""
+    """One frame's labels. name: as in the file's name; segments: of the kinds of a JSON (`coco_video` has tracks)."""
 
     name: str
     path: Path
     kind: str
-    segments: tuple[tuple[int, int, bool], ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     @property
     def key(self) -> str:
@@ -44,8 +49,7 @@ class LabelFile:
     @property
     def video(self) -> tuple[str, int] | None:
         """(sequence, frame number) where the name is `<sequence>_<number>` or a number alone, else None."""
-        match = re.fullmatch(r"(?:(.+)_)?(\d+)", self.name)
-        return (match[1] or "0", int(match[2])) if match else None
+        return video_of(self.name)
 
 
 def split_of(folder: Path, labels: dict[str, LabelFile], default: str) -> str:
@@ -54,15 +58,16 @@ def split_of(folder: Path, labels: dict[str, LabelFile], default: str) -> str:
     return own if own in SPLITS and not any(_splits(f.path, folder) for f in labels.values()) else default
 
 
-def find_labels(folder: Path, split: str) -> dict[str, LabelFile]:
+def find_labels(folder: Path, split: str, left_out: LeftOut | None = None) -> dict[str, LabelFile]:
     """All label maps in and beneath a folder, by `LabelFile.key`; of those in folders named by splits, the split's.
+    What could not be looked at is put into `left_out`.
 
     Raises DataError where there are none, none of the split, both Cityscapes' and KITTI-STEP's, or two for one frame.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
-    files = list(_walk(folder))
-    found = [*_coco(files, folder, split), *_named(files, folder)] or list(_numbered(files))
+    files = list(walk(folder, left_out))
+    found = [*_coco(files, folder, split), *_named(files, folder)] or list(_numbered(files, folder))
     if not found:
         raise DataError(
             f"{folder} holds no label maps: neither *_panoptic.png, *_gtFinePanopticParts.tif, "
@@ -79,11 +84,22 @@ def find_labels(folder: Path, split: str) -> dict[str, LabelFile]:
 
 def read_labels(file: LabelFile) -> tuple[np.ndarray, np.ndarray]:
     """semantic uint8 (H, W), trainIds or 255; instance int32 (H, W), 0 = none or crowd. Raises DataError."""
-    if file.kind in ("parts", "instances"):
-        return read_target(file.path)
-    if file.kind == "coco":
-        return _read_coco(file)
-    return read_panoptic(file.path)
+    if file.kind.startswith("coco"):
+        return read_segments(file.path, file.segments)
+    if file.kind in GREY:
+        return (read_mots if file.kind == "mots" else read_target)(file.path)
+    semantic, instance = read_panoptic(file.path)
+    if _is_swapped(semantic, instance):
+        raise DataError(f"{file.path} has ids where classes belong: were red and blue swapped, as OpenCV does?")
+    return semantic, instance
+
+
+def _is_swapped(semantic: np.ndarray, instance: np.ndarray) -> bool:
+    """Whether ids lie on stuff almost everywhere, and on things alone where red and blue change places."""
+    if 2 * np.count_nonzero((instance > 0) & np.isin(semantic, STUFF)) <= semantic.size:
+        return False
+    classes, low = instance & 255, semantic
+    return bool(np.isin(classes, [*range(NUM_CLASSES), VOID]).all()) and not low[np.isin(classes, STUFF)].any()
 
 
 def read_header(file: LabelFile) -> tuple[int, int]:
@@ -93,7 +109,7 @@ def read_header(file: LabelFile) -> tuple[int, int]:
             size, mode = image.size, image.mode
     except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(f"{file.path} cannot be read as an image ({error})") from None
-    if file.kind not in ("parts", "instances") and mode != "RGB":
+    if file.kind not in GREY and mode != "RGB":
         raise DataError(f"{file.path} is no panoptic PNG: its mode is {mode}, not RGB")
     return size[1], size[0]
 
@@ -101,19 +117,6 @@ def read_header(file: LabelFile) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Finding
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files beneath a folder, in order, through links (data sets are often linked in), but through none twice."""
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _splits(path: Path, folder: Path) -> set[str]:
@@ -126,51 +129,58 @@ def _named(files: list[Path], folder: Path) -> Iterator[LabelFile]:
     folders_of_json = {path.with_suffix("") for path in files if path.suffix == ".json"}
     for path in files:
         for suffix, kind in SUFFIXES.items():
-            if path.name.endswith(suffix):
+            if path.name.lower().endswith(suffix):
                 of_json = kind == "kitti_step" and (
                     path.parent in folders_of_json or path.name.endswith("_gtFine_panoptic.png")
                 )
-                name = path.name.removesuffix(suffix)
-                if name.isdecimal() and path.parent != folder:
-                    name = f"{path.parent.name}_{name}"
                 if not of_json:
-                    yield LabelFile(name, path, kind)
+                    yield LabelFile(frame_name(path.name[: -len(suffix)], path, folder), path, kind)
 
 
-def _numbered(files: list[Path]) -> Iterator[LabelFile]:
-    for path in files:
-        if path.suffix == ".png" and path.stem.isdecimal():
-            yield LabelFile(f"{path.parent.name}_{path.stem}", path, "kitti_frames")
+def _numbered(files: list[Path], folder: Path) -> Iterator[LabelFile]:
+    """`<sequence>/<frame>.png`, beside which the images may lie in folders of their own."""
+    files = [path for path in files if path.suffix.lower() == ".png" and path.stem.isdecimal()]
+    labels = [path for path in files if {"panoptic_maps", "instances"} & set(path.parts)]
+    for path in labels or files:
+        with contextlib.suppress(OSError), Image.open(path) as image:
+            kind = "mots" if image.mode.startswith("I") else "kitti_frames"
+        name = frame_name(path.stem, path, folder)
+        yield LabelFile(f"{folder.resolve().name}_{name}" if name.isdecimal() else name, path, kind)
 
 
 def _coco(files: list[Path], folder: Path, split: str) -> Iterator[LabelFile]:
-    """The frames of all panoptic JSONs of the split, with categories or without (the submission needs none)."""
+    """The frames of all panoptic JSONs of the split."""
     for path in files:
-        if path.suffix != ".json" or "panoptic" not in path.name:
-            continue
-        if split not in (_splits(path.with_suffix("") / "_", folder) or {split}):
-            continue
-        try:
-            content = json.loads(path.read_text())
-            if not isinstance(content, dict) or "annotations" not in content:
-                continue  # some other file
-            images = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-            by_train_id = any(c["name"] == "road" and c["id"] == 0 for c in content.get("categories", []))
-            for frame in content["annotations"]:
-                segments = tuple(
-                    (int(s["id"]), _train_id(int(s["category_id"]), by_train_id), bool(s.get("iscrowd", 0)))
-                    for s in frame["segments_info"]
-                )
-                yield LabelFile(str(frame["image_id"]), images / frame["file_name"], "coco", segments)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as a panoptic JSON ({type(error).__name__}: {error})") from None
+        if (
+            path.suffix == ".json"
+            and "panoptic" in path.name
+            and split in (_splits(path.with_suffix("") / "_", folder) or {split})
+        ):
+            for frame in read_json(path) or ():
+                yield LabelFile(frame.name, frame.png, "coco_video" if frame.has_tracks else "coco", frame.segments)
 
 
-def _train_id(category: int, by_train_id: bool) -> int:
-    """A JSON's category -> trainId; what is no class at all stays as a number that `_read_coco` refuses."""
-    if by_train_id:
-        return category
-    return int(LABEL_TO_TRAIN[category]) if 0 <= category < 34 else -1
+def label_file(path: Path, folder: Path) -> LabelFile:
+    """A `*_panoptic.png` beneath a folder."""
+    return LabelFile(frame_name(path.name[: -len("_panoptic.png")], path, folder), path, "kitti_step")
+
+
+def matched(
+    predictions: dict[str, LabelFile], truths: dict[str, LabelFile], folder: Path, source: str = ""
+) -> dict[str, LabelFile]:
+    """Predictions by the keys of their truth, where their names are numbers alone, as of one sequence's folder.
+
+    The sequence is then the one that `folder` is named by, or `source`, the folder of the frames, or the only one.
+    """
+    if not predictions or not truths or any(not key.isdecimal() for key in predictions):
+        return predictions
+    named = {file.video[0]: file.name.rpartition("_")[0] for file in truths.values() if file.video}
+    names = [name for name in (folder.resolve().name, Path(source).name) if name in named]
+    if not names and len(named) > 1:
+        return predictions
+    sequence = names[0] if names else next(iter(named), "")
+    renamed = (replace(file, name=f"{sequence}_{file.name}") for file in predictions.values())
+    return {file.key: file for file in renamed}
 
 
 def _best(files: list[LabelFile]) -> dict[str, LabelFile]:
@@ -178,32 +188,9 @@ def _best(files: list[LabelFile]) -> dict[str, LabelFile]:
     best: dict[str, LabelFile] = {}
     for file in files:
         known = best.setdefault(file.key, file)
-        if known is file or (known.kind == file.kind == "coco"):
+        if known is file or (known.kind == file.kind and known.kind.startswith("coco")):
             continue
         if known.kind == file.kind:
             raise DataError(f"{known.path} and {file.path} are both for {file.name}: name the folder of one")
         best[file.key] = min(known, file, key=lambda f: KINDS.index(f.kind))
     return best
-
-
-def _read_coco(file: LabelFile) -> tuple[np.ndarray, np.ndarray]:
-    """RGB with id = R + 256 G + 65536 B, 0 = void; instances are numbered as in the JSON. Raises DataError."""
-    image = open_image(file.path)
-    if image.mode != "RGB":
-        raise DataError(f"{file.path} is no panoptic PNG: its mode is {image.mode}, not RGB")
-    ids, index = np.unique(np.asarray(image).astype(np.int32) @ (1, 256, 65536), return_inverse=True)
-    semantic, instance = np.full(ids.size, VOID, np.uint8), np.zeros(ids.size, np.int32)
-    segments = {number: (train_id, crowd, place) for place, (number, train_id, crowd) in enumerate(file.segments, 1)}
-    for row, number in enumerate(ids.tolist()):
-        if number == 0 and number not in segments:
-            continue
-        if number not in segments:
-            raise DataError(f"{file.path} holds segment {number}, which its JSON does not list")
-        train_id, crowd, place = segments[number]
-        if not (0 <= train_id < NUM_CLASSES or train_id == VOID):
-            raise DataError(f"{file.path} holds segment {number} of an unknown class")
-        semantic[row] = train_id
-        if train_id in THINGS and not crowd:
-            instance[row] = place
-    shape = (image.height, image.width)
-    return semantic[index].reshape(shape), instance[index].reshape(shape)

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from PIL import Image, ImageOps
+
 
 def area_scale(frame_size: Sequence[int], image_size: Sequence[int]) -> float:
     """The factor that brings a frame to the area of the model's image size: the one rule for sizes.
@@ -11,3 +14,31 @@ def area_scale(frame_size: Sequence[int], image_size: Sequence[int]) -> float:
     frame_size, image_size: (height, width) in pixels.
     """
     return math.sqrt(math.prod(image_size) / math.prod(frame_size))
+
+
+def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+    """A frame as uint8 (H, W, 3) RGB: the one door for files and for Python.
+
+    An array must be that already. A PIL image is turned upright as its EXIF tag says and loses its alpha. Floats up to
+    1 are shares of white; other grey values are whole numbers of 8, 10, 12, 14 or 16 bits, the fewest that hold the
+    brightest pixel. Raises ValueError for anything else.
+    """
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            return np.repeat(_in_bytes(np.asarray(image))[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ValueError(f"a frame is a uint8 array (H, W, 3) or a PIL image, not {array.dtype} {array.shape}")
+    return array
+
+
+def _in_bytes(grey: np.ndarray) -> np.ndarray:
+    low, high = float(grey.min()), float(grey.max())
+    if not 0 <= low <= high < 2**16:  # also where there is a NaN
+        raise ValueError(f"its pixels are {low:g} to {high:g}, not 0 to 1 or whole numbers of up to 16 bits")
+    if grey.dtype.kind == "f" and high <= 1:
+        return np.rint(grey * 255).astype(np.uint8)
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+    return (grey.astype(np.int32) >> (bits - 8)).astype(np.uint8)

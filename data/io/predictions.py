@@ -1,15 +1,16 @@
-"""What inference writes: panoptic PNGs, a line a frame in tracks.jsonl, an overlay, and a small state to go on from.
+"""What inference writes: panoptic PNGs, a line a frame in tracks.jsonl, overlays, and a small state to go on from.
 
 Each prediction is complete or absent. The state of a half-done video lies in `<output>/.inference/`; it names the run
-(checkpoint by hash, and flags) and the inputs, and is used only where none of these has changed.
+(checkpoint by hash, and flags) and the content of the frames so far, and is used only where none of these has changed.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import queue
 import threading
-import warnings
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,16 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from data.draw import render
+import cli
+from data.io.files import naming
 from data.io.inputs import InputFrame, Sequence
-from data.io.video import VideoWriter
-from data.labels import MAX_PIXELS, DataError, open_image, read_panoptic, write_panoptic
+from data.io.overlays import Overlays, remove_overlays
+from data.io.video import is_stream
+from data.labels import DataError, read_panoptic, write_panoptic
+from data.sets.check import fault_of
 
 STATE_FOLDER = ".inference"
 TRACKS = "tracks.jsonl"
 STATE_EVERY = 20  # frames between two saved states: what a kill costs at most
+KEPT_EVERY = 100  # a multiple: between two states that are kept, so that a change far on does not start a video over
 
 
 def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
@@ -41,29 +45,8 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
 
 def check_files(sequences: list[Sequence]) -> list[str]:
     """What is wrong with the image files, without decoding sound ones: no image, too large, or cut off at the end."""
-    problems = []
-    for frame in (f for s in sequences if s.frames is not None for f in s.frames):
-        try:
-            size = frame.image.stat().st_size
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-                with Image.open(frame.image) as image:
-                    kind, pixels = image.format, image.width * image.height
-            with frame.image.open("rb") as file:
-                file.seek(-min(size, 64), os.SEEK_END)
-                end = file.read()
-        except Exception as error:  # Pillow raises many types for damaged files
-            problems.append(f"{frame.image} cannot be read as an image ({error})")
-            continue
-        mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind)
-        if pixels > MAX_PIXELS:
-            problems.append(f"{frame.image} claims {pixels:,} pixels; more than {MAX_PIXELS:,} are refused")
-        elif mark and mark not in end:
-            try:
-                open_image(frame.image)  # some cameras add to the end of a whole image
-            except DataError:
-                problems.append(f"{frame.image} is cut off: its end is missing")
-    return problems
+    images = (f.image for s in sequences if s.frames is not None for f in s.frames)
+    return [fault for image in images if (fault := fault_of(image)[0])]
 
 
 def prefetched(
@@ -102,37 +85,35 @@ def prefetched(
 
 
 class SequenceOutput:
-    """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always."""
+    """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always.
+
+    A state knows the content of the frames before it, so that a video goes on from the last state before what has
+    changed: one is kept every KEPT_EVERY frames, beside the newest.
+    """
 
     def __init__(
         self,
         sequence: Sequence,
         folder: Path,
         run: str,
-        overlay: str = "none",
+        overlays: tuple[str, ...] = (),
         fps: float = 10.0,
         restart: bool = False,
         given: int = 0,
         colorblind: bool = False,
     ):
         """given: how many of the first frames' masks lie in the folder already."""
-        self.colorblind = colorblind
         self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
-        safe = hashlib.sha256(sequence.name.encode()).hexdigest()[:16]
-        self.state_path = folder / STATE_FOLDER / f"{safe}.pt"
+        self.name = sequence.name.strip(".") or "video"  # of a folder in the input: in that folder of the output
+        self.drawing = overlays, fps, colorblind
+        self.states, self.safe = folder / STATE_FOLDER, _safe(sequence.name)
         self.tracks_path = tracks_part(folder, sequence.name)
-        self.key = hashlib.sha256(f"{run} {self._inputs()} {self._given(given)}".encode()).hexdigest()
+        self.key = hashlib.sha256(f"{run} {self._given(given)}".encode()).hexdigest()
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
-        self.tracks = self.overlay = None
-        if overlay != "none":
-            name = sequence.name.strip(".") or "video"  # of a folder in the input: in that folder of the output
-            self.overlay = VideoWriter(folder / f"{name}_overlay.{overlay}", fps)
-
-    def _inputs(self) -> str:
-        paths = [self.sequence.video] if self.sequence.frames is None else [f.image for f in self.sequence.frames]
-        status = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-        return hashlib.sha256(repr(status).encode()).hexdigest()
+        self.tracks = self.overlays = None
+        self.known = _read_json(self.states / f"{self.safe}.json")  # output -> size, time of change, digest
+        self.digests: list[str] = []
 
     def _given(self, count: int) -> list[str]:
         outputs = [Path(f.output) for f in (self.sequence.frames or [])[:count]]
@@ -141,32 +122,53 @@ class SequenceOutput:
 
     def open(self) -> dict[str, Any] | None:
         """Start writing. Returns {"done", "state", "failures"} of a half-done video where it can be gone on with."""
-        before = self.state_path.exists()
-        stored = None if self.restart else self._stored()
-        if before and stored is None:  # no mask of another run may stand beside those of this one
+        states = sorted(self.states.glob(f"{self.safe}-*.pt"), reverse=True)
+        newest = self.states / f"{self.safe}.pt"
+        before = newest.exists()
+        tried = [] if self.restart or is_stream(self.sequence.video) else [newest, *states]
+        found = ((path, self._stored(path)) for path in tried)
+        path, stored = next(((path, stored) for path, stored in found if stored is not None), (None, None))
+        if before and tried and path != newest:
+            where = f"going on from frame {stored['done']}" if stored else "starting over"
+            print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, {where}")
+        lines = self.tracks_path.read_text().splitlines() if self.tracks_path.exists() else []
+        kept = lines[: stored["lines"] if stored else 0]
+        if len(lines) > len(kept):  # no mask of another run may stand beside those of this one
+            self._remove(lines[len(kept) :])
+        if before and stored is None:
             for frame in (self.sequence.frames or [])[self.from_given :]:
                 (self.folder / frame.output).unlink(missing_ok=True)
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        if stored is not None:
-            lines = self.tracks_path.read_text().splitlines()[: stored["lines"]]
-        self.lines = len(lines)
-        self.tracks_path.write_text("".join(f"{line}\n" for line in lines))
+        for state in states:
+            if stored is None or int(state.stem.rpartition("-")[2]) > stored["done"]:
+                state.unlink()
+        self.states.mkdir(parents=True, exist_ok=True)
+        self.lines = len(kept)
+        self.tracks_path.write_text("".join(f"{line}\n" for line in kept))
         self.tracks = self.tracks_path.open("a")
-        if self.overlay is not None:
-            self.overlay.__enter__()
+        self.overlays = Overlays(self.folder, self.name, *self.drawing)
         return stored
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _remove(self, lines: list[str]) -> None:
+        """Delete the masks that lines of tracks.jsonl name, and the films that show them."""
+        given = {frame.output for frame in (self.sequence.frames or [])[: self.from_given]}
+        for name in _files_of(lines):
+            if name not in given:
+                (self.folder / name).unlink(missing_ok=True)
+        remove_overlays(self.folder, self.name)
+
+    def _stored(self, path: Path) -> dict[str, Any] | None:
         try:
-            with zipfile.ZipFile(self.state_path) as archive:  # torch itself does not compare the checksums
+            with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
                 if archive.testzip():
                     return None
-            stored = torch.load(self.state_path, weights_only=True)
+            stored = torch.load(path, weights_only=True)
         except Exception:  # not there, or damaged: as if there were none
             return None
-        if not isinstance(stored, dict) or stored.get("key") != self.key:
-            print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, starting over")
+        if (
+            not isinstance(stored, dict)
+            or stored.get("key") != self.key
+            or stored["content"] != self._content(stored["done"])
+        ):
             return None
         if not self.tracks_path.exists() or len(self.tracks_path.read_text().splitlines()) < stored["lines"]:
             return None
@@ -176,6 +178,31 @@ class SequenceOutput:
             if sum(path.exists() and path.stat().st_size > 0 for path in there) < stored["lines"]:
                 return None  # predictions have been deleted since, or emptied as by a power cut
         return stored
+
+    def _content(self, done: int) -> str:
+        """A hash of the first frames' names and content."""
+        if self.sequence.frames is None:
+            return (
+                ""
+                if is_stream(self.sequence.video)
+                else self._digest(Path(self.sequence.video), str(self.sequence.stem))
+            )
+        for frame in self.sequence.frames[len(self.digests) : done]:
+            digest = self._digest(frame.image, str(frame.output)) if frame.image.exists() else ""
+            self.digests.append(f"{frame.output} {frame.after_gap} {digest}")
+        if len(self.sequence.frames) < done:
+            return ""
+        return hashlib.sha256(repr(self.digests[:done]).encode()).hexdigest()
+
+    def _digest(self, path: Path, name: str) -> str:
+        """A hash of a file's content, which is read again only where its size or its time of change is another."""
+        status = path.stat()
+        entry = self.known.get(name)
+        if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+            self.known[name] = entry = [status.st_size, status.st_mtime_ns, digest]
+        return entry[2]
 
     def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A mask that lies in the output folder already. Raises DataError where there is none of the frame's size."""
@@ -188,61 +215,59 @@ class SequenceOutput:
         """Write one prediction, in a thread of its own; `given` masks stay as they are."""
         while len(self.pending) > 8:
             self.pending.pop(0).result()
-        self.pending.append(self.writer.submit(self._write, frame, image, semantic, track, given))
+        self.pending.append(self.writer.submit(self._write, frame, semantic, track, given))
+        self.overlays.write(frame, image, semantic, track)
 
-    def _write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool) -> None:
-        if not given:
-            write_panoptic(self.folder / frame.output, semantic, track)
-        entry = {"sequence": self.sequence.name, "frame": frame.number, "file": frame.output.as_posix()}
-        self.tracks.write(json.dumps(entry | {"segments": describe_segments(semantic, track)}) + "\n")
-        self.lines += 1
-        self._draw(image, semantic, track)
+    def _write(self, frame: InputFrame, semantic, track, given: bool) -> None:
+        with naming(self.folder / frame.output):
+            if not given:
+                write_panoptic(self.folder / frame.output, semantic, track)
+            entry = {"sequence": self.sequence.name, "frame": frame.number, "file": frame.output.as_posix()}
+            self.tracks.write(json.dumps(entry | {"segments": describe_segments(semantic, track)}) + "\n")
+            self.lines += 1
 
     def redraw(self, frame: InputFrame, image: np.ndarray | DataError) -> None:
-        """A frame of an earlier call: for the overlay alone."""
-        if self.overlay is not None and not isinstance(image, DataError):
-            self._draw(image, *read_panoptic(self.folder / frame.output))
+        """A frame of an earlier call: for the overlays alone."""
+        if not isinstance(image, DataError):
+            self.overlays.write(frame, image, *read_panoptic(self.folder / frame.output))
 
-    def _draw(self, image: np.ndarray, semantic, track) -> None:
-        if self.overlay is None:
-            return
-        picture = render.overlay(image, semantic, track, colorblind=self.colorblind)
-        if self.overlay.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
-            picture = render.fit(picture, *self.overlay.size, smooth=True)
-        self.overlay.write(picture)
-
-    def checkpoint(self, done: int, state: Any, failures: list[str], always: bool = False) -> None:
-        """Save where the video stands, after all that was written before it."""
+    def checkpoint(self, done: int, state: dict[str, Any], failures: list[str], always: bool = False) -> None:
+        """Save where the video stands, after all that was written before it. state: plain values and tensors."""
         if not always and done % STATE_EVERY:
             return
         self.wait()
-        self.tracks.flush()
-        temporary = self.state_path.with_suffix(".part")
-        content = {"key": self.key, "done": done, "lines": self.lines, "failures": failures, "state": state.to_dict()}
-        torch.save(content, temporary)
-        os.replace(temporary, self.state_path)
+        content = {"key": self.key, "done": done, "lines": self.lines, "failures": failures, "state": state}
+        buffer = io.BytesIO()
+        torch.save(content | {"content": self._content(done)}, buffer)
+        path = self.states / f"{self.safe}.pt"
+        with naming(self.tracks_path):
+            self.tracks.flush()
+        _write_whole(path.with_suffix(".json"), json.dumps(self.known).encode())
+        if done % KEPT_EVERY == 0:
+            _write_whole(self.states / f"{self.safe}-{done:07d}.pt", buffer.getvalue())
+        _write_whole(path, buffer.getvalue())
 
     def wait(self) -> None:
         while self.pending:
             self.pending.pop(0).result()
 
-    def finish(self, done: int, state: Any, failures: list[str]) -> None:
-        """The video is complete: its overlay appears under its name."""
+    def finish(self, done: int, state: dict[str, Any], failures: list[str]) -> list[str]:
+        """The video is complete: its overlays appear under their names. Returns what is to be said."""
         self.checkpoint(done, state, failures, always=True)
         self.tracks.close()
-        if self.overlay is not None:
-            self.overlay.__exit__(None, None, None)
-            self.overlay = None
+        remarks, self.overlays = self.overlays.finish(), None
         self.writer.shutdown()
+        return remarks
 
     def close(self) -> None:
         """Give up what is open, after an error; a finished video is not changed."""
         self.writer.shutdown(cancel_futures=True)
         if self.tracks is not None:
-            self.tracks.close()
-        if self.overlay is not None and hasattr(self.overlay, "temporary"):
-            self.overlay.__exit__(InterruptedError, None, None)
-            self.overlay = None
+            with contextlib.suppress(OSError):
+                self.tracks.close()
+        if self.overlays is not None:
+            self.overlays.discard()
+            self.overlays = None
 
 
 def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str, Any]]:
@@ -270,22 +295,71 @@ def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str,
 
 
 def tracks_part(folder: Path, name: str) -> Path:
-    return folder / STATE_FOLDER / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.jsonl"
+    return folder / STATE_FOLDER / f"{_safe(name)}.jsonl"
 
 
-def note_run(folder: Path, inputs: Path, checkpoint: Path) -> None:
-    """Leave word of where the frames and the weights are, for those who look at the output later."""
+def _safe(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _files_of(lines: list[str]) -> list[Path]:
+    """The masks that lines of tracks.jsonl name; what a kill cut off, or lies elsewhere, is left alone."""
+    names = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            names.append(Path(json.loads(line)["file"]))
+    return [n for n in names if n.name.endswith("_panoptic.png") and not n.is_absolute() and ".." not in n.parts]
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one and a rename."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with naming(path):
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def note_run(folder: Path, inputs: str, checkpoint: Path, names: list[str], restart: bool) -> None:
+    """Leave word of where the frames and the weights are, for those who look at the output later.
+
+    Raises UsageError where masks of videos lie in the folder that this run does not make; with `restart` they go.
+    """
     path = folder / STATE_FOLDER / "run.json"
+    stale = {}
+    for name in set(_read_json(path).get("sequences", [])) - set(names):
+        part = tracks_part(folder, name)
+        files = _files_of(part.read_text().splitlines()) if part.exists() else []
+        if there := [file for file in files if (folder / file).exists()]:
+            stale[name] = there
+    if stale and not restart:
+        shown = ", ".join(sorted(stale)[:3]) + ", ..." * (len(stale) > 3)
+        raise cli.UsageError(
+            f"{folder} holds predictions of other videos ({shown}): name another --output_folder, or let --restart "
+            "remove them"
+        )
+    for name, files in stale.items():
+        for file in files:
+            (folder / file).unlink()
+        remove_overlays(folder, name.strip(".") or "video")
+        tracks_part(folder, name).unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"input_folder": str(inputs), "checkpoint": str(checkpoint)}) + "\n")
+    _write_whole(
+        path, json.dumps({"input_folder": inputs, "checkpoint": str(checkpoint), "sequences": names}).encode() + b"\n"
+    )
 
 
 def merge_tracks(folder: Path, names: list[str]) -> None:
     """The parts of all videos as one tracks.jsonl."""
-    temporary = folder / f".{TRACKS}.part"
-    with temporary.open("w") as file:
-        for name in names:
-            part = tracks_part(folder, name)
-            if part.exists():
-                file.write(part.read_text())
-    os.replace(temporary, folder / TRACKS)
+    parts = (tracks_part(folder, name) for name in names)
+    _write_whole(folder / TRACKS, b"".join(part.read_bytes() for part in parts if part.exists()))

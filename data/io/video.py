@@ -5,47 +5,77 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from data.labels import MAX_PIXELS, DataError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv",
+    ".ogv", ".mxf", ".y4m",
+)  # fmt: skip
+PICTURE_COVER = av.stream.Disposition.attached_pic
+GIF_RATE = 50  # frames a second: a GIF counts hundredths of a second, and players slow down below two of them
+# Bytes after which a film of these kinds ends: they pack badly, and browsers give up on large ones.
+LARGEST = {"gif": 50_000_000, "webp": 50_000_000}
 
 
-def read_video(path: str | Path) -> Iterator[np.ndarray]:
-    """The frames of a video file, uint8 (H, W, 3) RGB. Raises DataError for a file that cannot be decoded."""
+def is_stream(source: object) -> bool:
+    """Whether a name is a camera (/dev/video0) or a stream (rtsp://...), which has no end."""
+    return "://" in str(source) or str(source).startswith("/dev/video")
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream; what is a cover picture is none. Raises DataError."""
+    how: dict[str, Any] = {"options": {"protocol_whitelist": "file"}}  # a playlist in a video's clothes opens no more
+    name = str(source)
+    if is_stream(source):
+        how = {"timeout": 20.0} | ({"format": "v4l2"} if name.startswith("/dev/") else {})
+    else:
+        name = str(Path(source).resolve())
     try:
-        # A playlist in a video's clothes opens nothing but files, and no text in it is decoded strictly.
-        options = {"protocol_whitelist": "file"}
-        with av.open(str(Path(path).resolve()), options=options, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise DataError(f"{path} holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if stream.width * stream.height > MAX_PIXELS:
-                raise DataError(f"{path} claims frames of {stream.width}x{stream.height} pixels; that is refused")
-            for frame in container.decode(stream):
-                yield upright(frame.to_ndarray(format="rgb24"), frame.rotation)
-    except av.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded as a video ({error.strerror or error})") from None
+        with av.open(name, metadata_errors="ignore", **how) as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.disposition & PICTURE_COVER:
+                raise DataError(f"{source} holds no video")
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{source} cannot be decoded as a video ({error.strerror or error})") from None
 
 
-def upright(image: np.ndarray, degrees: int) -> np.ndarray:
-    """An image (H, W, 3) turned counterclockwise by a multiple of 90 degrees, as a phone's video says it is meant."""
-    return np.ascontiguousarray(np.rot90(image, round(degrees / 90)))
+def read_video(source: str | Path) -> Iterator[np.ndarray]:
+    """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright. Raises DataError where none can be had."""
+    with _opened(source) as (container, stream):
+        stream.thread_type = "AUTO"
+        if stream.width * stream.height > MAX_PIXELS:
+            raise DataError(f"{source} claims frames of {stream.width}x{stream.height} pixels; that is refused")
+        for frame in container.decode(stream):
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            yield upright(frame.to_ndarray(format="rgb24"), None if matrix is None else np.frombuffer(matrix, np.int32))
 
 
-def video_length(path: str | Path) -> tuple[float | None, int | None]:
+def upright(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """An image (H, W, 3) turned and mirrored as the display matrix of its video says.
+
+    matrix: int32 (9,), of which a, b, c, d = 0, 1, 3, 4 send a pixel (x, y) to (a x + c y, b x + d y).
+    """
+    if matrix is None:
+        return image
+    a, b, c, d = (int(v) for v in matrix[[0, 1, 3, 4]])
+    if abs(b) + abs(c) > abs(a) + abs(d):  # x and y change places
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def video_length(source: str | Path) -> tuple[float | None, int | None]:
     """Frames a second and number of frames, as the file's header has them; None where it does not say."""
     try:
-        with av.open(
-            str(Path(path).resolve()), options={"protocol_whitelist": "file"}, metadata_errors="ignore"
-        ) as file:
-            stream = file.streams.video[0]
+        with _opened(source) as (_, stream):
             return float(stream.average_rate) if stream.average_rate else None, stream.frames or None
-    except (av.FFmpegError, IndexError):
+    except DataError:
         return None, None
 
 
@@ -60,6 +90,7 @@ class VideoWriter:
         self.path, self.fps = Path(path), Fraction(fps).limit_denominator(1000)
         self.container = self.stream = self.graph = None
         self.size: tuple[int, int] | None = None
+        self.count, self.bytes, self.ended = 0, 0, None  # frames so far, and after how many the film is full
 
     def __enter__(self) -> "VideoWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +101,11 @@ class VideoWriter:
     def __exit__(self, kind, *_) -> None:
         try:
             if self.container is not None:
-                if kind is None:
-                    self._flush()
-                self.container.close()
+                try:
+                    if kind is None:
+                        self._flush()
+                finally:
+                    self.container.close()
             if kind is None and self.size is not None:
                 os.replace(self.temporary, self.path)
         finally:
@@ -83,22 +116,25 @@ class VideoWriter:
         if self.size is None:
             self.size = frame.shape[:2]
             self._open(*self.size)
+        self.count += 1
+        if self.ended or (self.count - 1) % self.every:
+            return
         if frame.shape[:2] != self.size:
             raise DataError(f"the frames of {self.path} must be of one size, {frame.shape[:2]} is not {self.size}")
-        height, width = self.height, self.width
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        padding = ((0, self.height - frame.shape[0]), (0, self.width - frame.shape[1]), (0, 0))
+        picture = av.VideoFrame.from_ndarray(np.pad(frame, padding, "edge"), format="rgb24")
         picture.time_base = 1 / self.fps
-        picture.pts = self.count
-        self.count += 1
+        picture.pts = self.count - 1
         self._encode(picture)
 
     def _open(self, height: int, width: int) -> None:
         kind = self.path.suffix.lower().lstrip(".")
+        self.every = -(-self.fps // GIF_RATE) if kind == "gif" else 1
+        self.largest = LARGEST.get(kind, float("inf"))
         codec = {"gif": "gif", "mp4": "libx264", "webp": "libwebp_anim"}.get(kind)
         if codec is None:
             raise DataError(f"{self.path}: an overlay is gif, mp4 or webp")
-        self.count = 0
-        self.height, self.width = (height, width) if kind != "mp4" else (height // 2 * 2, width // 2 * 2)
+        self.height, self.width = (height, width) if kind != "mp4" else (height + height % 2, width + width % 2)
         self.container = av.open(str(self.temporary), "w", format=kind)
         self.stream = self.container.add_stream(codec, rate=self.fps)
         self.stream.width, self.stream.height = self.width, self.height
@@ -107,7 +143,7 @@ class VideoWriter:
             self.graph = self._palette_graph()
         elif kind == "mp4":
             self.stream.pix_fmt = "yuv420p"
-            self.stream.options = {"crf": "18"}
+            self.stream.options = {"crf": "20", "preset": "veryfast"}
         else:
             self.stream.pix_fmt = "yuv420p"
             self.container.options["loop"] = "0"
@@ -130,18 +166,24 @@ class VideoWriter:
 
     def _encode(self, picture: "av.VideoFrame") -> None:
         if self.graph is None:
-            self.container.mux(self.stream.encode(picture))
+            self._mux(self.stream.encode(picture))
             return
         self.graph.push(picture)
         self._drain()
 
+    def _mux(self, packets: list) -> None:
+        self.bytes += sum(packet.size for packet in packets)
+        if self.bytes > self.largest and self.ended is None:
+            self.ended = self.count
+        self.container.mux(packets)
+
     def _drain(self) -> None:
         with contextlib.suppress(av.BlockingIOError, av.EOFError):
             while True:
-                self.container.mux(self.stream.encode(self.graph.pull()))
+                self._mux(self.stream.encode(self.graph.pull()))
 
     def _flush(self) -> None:
         if self.graph is not None:
             self.graph.push(None)
             self._drain()
-        self.container.mux(self.stream.encode(None))
+        self._mux(self.stream.encode(None))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.io.files import walk
 from data.labels import LABEL_TO_TRAIN, THINGS, DataError, open_image
 from data.sets.download import unpack
 from data.sets.frames import FileSource, FrameRef, ordered
@@ -67,14 +68,14 @@ def read_target(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     The name says which encoding it has: `_gtFinePanopticParts.tif` or `_gtFine_instanceIds.png`. Raises DataError.
     """
-    name = Path(path).name
-    if not name.endswith((SUFFIX[PARTS], SUFFIX[FINE])):
+    name = Path(path).name.lower()
+    if not name.endswith((SUFFIX[PARTS].lower(), SUFFIX[FINE].lower())):
         raise DataError(f"{path} is no Cityscapes label file (*{SUFFIX[PARTS]} or *{SUFFIX[FINE]})")
     image = open_image(path)
     if image.mode not in ("I", "I;16", "I;16B", "L"):
         raise DataError(f"{path} is no Cityscapes label file: its mode is {image.mode}, not integers")
     uid = np.asarray(image).astype(np.int32)
-    if name.endswith(SUFFIX[PARTS]):
+    if name.endswith(SUFFIX[PARTS].lower()):
         uid = np.where(uid >= 100_000, uid // 100, uid)  # 6-7 digits: the last two are the part
     has_id = uid >= 1000
     label = np.where(has_id, uid // 1000, uid)
@@ -97,13 +98,14 @@ def _unpacked(root: Path, name: str) -> bool:
 
 def _pair(image_folder: Path, label_folders: list[Path], labels_needed: bool) -> list[FrameRef]:
     """Images with their labels, ordered. Raises DataError for one without the other."""
-    named = ((NAME.fullmatch(path.name), path) for path in image_folder.glob("*/*") if not path.name.startswith("."))
+    named = ((NAME.fullmatch(path.name), path) for path in walk(image_folder))
     images = {match["key"]: path for match, path in named if match}
     labels: dict[str, Path] = {}
     for folder in label_folders:
-        suffix = SUFFIX[folder.parent.name]
-        for path in folder.glob(f"*/[!.]*{suffix}"):
-            labels.setdefault(path.name.removesuffix(suffix), path)
+        suffix = SUFFIX[folder.parent.name].lower()
+        for path in walk(folder):
+            if path.name.lower().endswith(suffix):
+                labels.setdefault(path.name[: -len(suffix)], path)
     if labels_needed:
         for key in sorted(labels.keys() - images.keys())[:1]:
             raise DataError(f"the label file {labels[key]} is there without its image {key}_leftImg8bit.png (or .jpg)")

@@ -1,13 +1,13 @@
 """What a data set is to the rest of the repository: an ordered list of frames, each with its image and labels.
 
 Also the one rule for history: frames are ordered by number, and history never crosses from one sequence to another or
-over a jump in the numbers that is larger than the sequence's usual step.
+over a gap, a jump in the numbers of more than twice the sequence's usual step.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Protocol
@@ -66,9 +66,26 @@ class FileSource:
         return image, semantic, instance
 
 
+# Folders that say what is in them, and not of which video it is.
+_GENERAL = {
+    "img1", "images", "image", "image_02", "image_2", "imgs", "frames", "rgb", "data", "masks", "labels", "gt",
+    "instances", "panoptic", "panoptic_maps", "train", "val", "test", "training", "validation", "testing", "output",
+}  # fmt: skip
+
+
+def frame_name(name: str, path: Path, folder: Path) -> str:
+    """`<sequence>_<number>` of a file: its name, and where that is a number alone, its nearest folder beneath `folder`
+    that can name a sequence before it."""
+    if name.isdecimal():
+        parts = (part for part in reversed(path.relative_to(folder).parts[:-1]) if part.lower() not in _GENERAL)
+        name = f"{part}_{name}" if (part := next(parts, "")) else name
+    return name
+
+
 def natural_key(text: str) -> list:
-    """Sort key that orders digits by their value: frame_9 before frame_10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    """Sort key that orders digits by their value: frame_9 before frame_10, also where a time stamp has a fraction."""
+    parts = re.split(r"(\d{9,}\.\d+|\d+)", text)
+    return [(0, Decimal(part), "") if part[0].isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:
@@ -81,47 +98,42 @@ def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:
 
 
 def usual_step(numbers: Sequence[int]) -> int:
-    """The most frequent distance of neighbouring frame numbers (ascending), the smaller one of equals; 1 for one."""
-    steps = Counter(b - a for a, b in pairwise(numbers))
-    return min(steps, key=lambda step: (-steps[step], step)) if steps else 1
+    """The median distance of neighbouring frame numbers (ascending), the smaller of two; 1 for one frame."""
+    steps = sorted(b - a for a, b in pairwise(numbers))
+    return steps[(len(steps) - 1) // 2] if steps else 1
+
+
+def gaps(numbers: Sequence[int]) -> list[bool]:
+    """Whether a gap lies before each frame: a step of more than twice the usual one. Frames that were dropped here and
+    there, and uneven time stamps, are none. numbers: ascending."""
+    usual = usual_step(numbers)
+    return [k > 0 and numbers[k] - numbers[k - 1] > 2 * usual for k in range(len(numbers))]
 
 
 def whole_runs(frames: Sequence[FrameRef]) -> list[list[int]]:
-    """The positions of the frames of each sequence, cut where its numbers jump. frames: as a FrameSource has them."""
+    """The positions of the frames of each sequence, cut at its gaps. frames: as a FrameSource has them."""
     runs: list[list[int]] = []
     for _, group in groupby(range(len(frames)), key=lambda i: frames[i].sequence):
         positions = list(group)
-        numbers = [frames[i].number for i in positions]
-        step = usual_step(numbers)
-        for k, position in enumerate(positions):
-            if k == 0 or numbers[k] - numbers[k - 1] > step:
+        for k, (position, gap) in enumerate(zip(positions, gaps([frames[i].number for i in positions]), strict=True)):
+            if k == 0 or gap:
                 runs.append([])
             runs[-1].append(position)
     return runs
 
 
 def count_gaps(frames: Sequence[FrameRef]) -> int:
-    """How often history breaks off within a sequence, at a jump in the numbers. frames: as a FrameSource has them."""
+    """How often history breaks off within a sequence, at a gap. frames: as a FrameSource has them."""
     return len(whole_runs(frames)) - len({f.sequence for f in frames})
 
 
 def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndarray:
     """For each frame the positions of its history in `frames`: int64 (N, T), -1 where there is none.
 
-    frames: ordered, as a FrameSource has them; offsets: negative, in units of the sequence's usual step. A frame of
-    the history must exist at exactly that number, and no larger jump may lie between.
+    frames: ordered, as a FrameSource has them; offsets: negative, in frames. No gap lies between, as in inference.
     """
     history = np.full((len(frames), len(offsets)), -1, np.int64)
-    for _, group in groupby(range(len(frames)), key=lambda i: frames[i].sequence):
-        positions = list(group)
-        numbers = [frames[i].number for i in positions]
-        step = usual_step(numbers)
-        run_start = positions[0]  # the first frame since the last jump
-        at = dict(zip(numbers, positions, strict=True))
-        for k, (position, number) in enumerate(zip(positions, numbers, strict=True)):
-            if k and number - numbers[k - 1] > step:
-                run_start = position
-            for t, offset in enumerate(offsets):
-                past = at.get(number + offset * step, -1)
-                history[position, t] = past if past >= run_start else -1
+    for run in whole_runs(frames):
+        for k, position in enumerate(run):
+            history[position] = [run[k + offset] if k + offset >= 0 else -1 for offset in offsets]
     return history

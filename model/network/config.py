@@ -56,6 +56,7 @@ class ModelConfig:
     dim: Annotated[int, "channels at mask size"] = 128
     patch: Annotated[int, "side in mask pixels of one position of the denoiser"] = 1
     detail: Annotated[bool, "image features at mask size reach the answer, where patch > 1"] = False
+    located: Annotated[bool, "positions and mask pixels know where they are in the picture"] = False
     multipliers: Annotated[tuple[int, ...], "channels of each level, in units of dim"] = (1, 1, 2, 2)
     denoiser_depth: Annotated[int, "transformer layers at the lowest level"] = 6
     transformer_dim: Annotated[int, "their width"] = 512
@@ -172,7 +173,8 @@ class ModelConfig:
 TINY = ModelConfig(
     image_size=(256, 512), mask_size=(192, 384), code_bits=(5, 6), scale=0.125, backbone="cspnet",
     encoder_dim=192, encoder_depth=1, encoder_heads=4, map_channels=64,
-    patch=6, detail=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192, transformer_heads=4,
+    patch=6, detail=True, located=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192,
+    transformer_heads=4,
 )  # fmt: skip
 # For one ordinary GPU: the mask at a quarter of the image, in patches.
 SMALL = ModelConfig(

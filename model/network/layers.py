@@ -52,6 +52,21 @@ def position_encoding(height: int, width: int, dim: int, device: torch.device) -
     return grid.flatten(0, 1)
 
 
+COORDINATES = 28  # channels of `coordinates`
+
+
+def coordinates(height: int, width: int, device: torch.device) -> Tensor:
+    """Where each position lies in the picture, as fractions of its size: (1, COORDINATES, height, width).
+
+    Sine and cosine of both axes at 1/2, 1, 2 ... 32 periods across the picture. A convolution does not know where it is
+    (CoordConv, arXiv 1807.03247); slots that are given out by place need it, as in SOLO (arXiv 1912.04488, 3.3).
+    """
+    frequency = torch.pi * 2.0 ** torch.arange(COORDINATES // 4, device=device)
+    y, x = ((torch.arange(n, device=device) + 0.5)[:, None] / n * frequency for n in (height, width))
+    y, x = (torch.cat([a.sin(), a.cos()], dim=-1).T for a in (y, x))  # (14, n)
+    return torch.cat([y[:, :, None].expand(-1, -1, width), x[:, None].expand(-1, height, -1)])[None]
+
+
 class TimeEmbedding(nn.Module):
     """Diffusion time in [0, 1] -> vector: sinusoid of 1000 t, then an MLP (DDPM, arXiv 2006.11239, appendix B)."""
 

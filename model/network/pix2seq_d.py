@@ -34,6 +34,7 @@ class Pix2SeqD(nn.Module):
             self_conditioning=c.self_conditioning,
             patch=c.patch,
             dropout=c.dropout,
+            located=c.located,
         )
 
     def compile_parts(self) -> None:

@@ -17,11 +17,13 @@ from torch.utils._pytree import tree_map
 
 from model.network.encoder import Features
 from model.network.layers import (
+    COORDINATES,
     ResidualBlock,
     TimeEmbedding,
     TransformerLayer,
     apply,
     conv3x3,
+    coordinates,
     group_norm,
     position_encoding,
     zero_init,
@@ -77,9 +79,11 @@ class TransUNet(nn.Module):
         self_conditioning: bool,
         patch: int = 1,
         dropout: float = 0.0,
+        located: bool = False,
     ):
         """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
-        features; patch: side of the square of mask pixels that one position of the network stands for."""
+        features; patch: side of the square of mask pixels that one position of the network stands for; located: whether
+        positions and mask pixels know where they are in the picture."""
         super().__init__()
         time_dim = 4 * dim
         widths = [dim * m for m in multipliers]
@@ -89,6 +93,11 @@ class TransUNet(nn.Module):
         self.conv_in = nn.Conv2d(bits * (2 if self_conditioning else 1) * patch**2, dim, 1)
         self.conv_image = nn.Conv2d(map_channels, dim, 1)
         self.conv_history = nn.Conv2d(bits * history_masks * patch**2, dim, 1, bias=False) if history_masks else None
+
+        self.conv_place = self.pixel_place = None
+        if located:
+            self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
+            self.pixel_place = nn.Conv2d(COORDINATES, PIXEL_DIM, 1, bias=False) if patch > 1 else None
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -123,8 +132,13 @@ class TransUNet(nn.Module):
         first = self.conv_image(features.map)
         if history is not None and self.conv_history is not None:
             first = first + self.conv_history(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
+        if self.conv_place is not None:
+            first = first + self.conv_place(coordinates(*first.shape[-2:], first.device))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
-        return Condition(first, cross, features.detail)
+        detail = features.detail
+        if self.pixel_place is not None and detail is not None:
+            detail = detail + self.pixel_place(coordinates(*detail.shape[-2:], detail.device))
+        return Condition(first, cross, detail)
 
     def modulation(self, t: Tensor) -> Modulation:
         """t: times (N,) in [0, 1]."""

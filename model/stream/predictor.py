@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.io.pixels import to_rgb
 from model import checkpoint as checkpoints
 from model.hub import HubMixin
 from model.network.config import ConfigError, ModelConfig
@@ -99,7 +100,8 @@ class VideoPredictor(HubMixin):
         return cls(model, **options)
 
     def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
-        """The next frame of the video, uint8 (H, W, 3) or a PIL image, of any size. Raises ValueError otherwise."""
+        """The next frame of the video, of any size: uint8 (H, W, 3), a PIL image, or what else `to_rgb` takes, which
+        raises ValueError."""
         (panoptic,), (self.state,) = self.step([frame], [self.state])
         return panoptic
 
@@ -118,7 +120,7 @@ class VideoPredictor(HubMixin):
         self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState]
     ) -> tuple[list[Panoptic], list[StreamState]]:
         """The next frame of several videos at once, each with its state; sizes may differ."""
-        arrays = [_as_array(frame) for frame in frames]
+        arrays = [to_rgb(frame) for frame in frames]
         results, following = [None] * len(arrays), list(states)
         # Frames without and with history take different numbers of steps; a batch has one size
         groups: dict[tuple, list[int]] = {}
@@ -208,10 +210,3 @@ def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
     if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
         raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
     return tuple(image_size)
-
-
-def _as_array(frame: np.ndarray | Image.Image) -> np.ndarray:
-    array = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise ValueError(f"a frame is a uint8 array (H, W, 3) or a PIL image, not {array.dtype} {array.shape}")
-    return array

@@ -1,0 +1,53 @@
+"""Files of a folder as people have them: through links, without what the system keeps there, and with a word on what
+is not taken."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+LeftOut = dict[str, list[Path]]  # reason -> files and folders
+
+
+def is_hidden(name: str) -> bool:
+    """Names that are never data: hidden ones, AppleDouble's `._name`, and folders that systems make."""
+    return name.startswith(".") or name in SYSTEM
+
+
+def walk(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
+    """All files beneath a folder, in order, through links (data sets are often linked in), but through none twice."""
+    left_out = {} if left_out is None else left_out
+    seen = set()
+
+    def unreadable(error: OSError) -> None:
+        left_out.setdefault("unreadable", []).append(Path(os.fsdecode(error.filename)))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for path in (Path(parent, name) for name in sorted(names) if not is_hidden(name)):
+            if path.is_file():
+                yield path
+            else:
+                left_out.setdefault("a broken link" if path.is_symlink() else "no file", []).append(path)
+
+
+def in_words(left_out: LeftOut) -> str:
+    """What was not taken: counted by reason, and the first of each by name."""
+    parts = ((reason, len(paths), paths[0], ", ..." * (len(paths) > 1)) for reason, paths in left_out.items())
+    return "; ".join(f"{count} {reason} ({first}{more})" for reason, count, first, more in parts)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that leaves here names a file: this one where it names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -1,0 +1,104 @@
+"""Overlays: what inference draws beside the masks while it goes, one writer for each kind that `--overlay` names.
+
+A writer is a class with `write(frame, image, semantic, track)` for each frame in order, then `finish`, which returns a
+remark or "", or `discard`. It works in a thread of its own. A new kind is a line in WRITERS.
+"""
+
+import contextlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.draw import render
+from data.io.files import naming
+from data.io.inputs import InputFrame
+from data.io.video import VideoWriter
+
+WIDTH = {"mp4": 1280, "gif": 640, "webp": 640}  # pixels, at most
+
+
+class Film:
+    """The frames under their masks, no wider than WIDTH, as mp4, gif or webp."""
+
+    def __init__(self, path: Path, fps: float, colorblind: bool = False):
+        self.path, self.colorblind = path, colorblind
+        self.widest = WIDTH[path.suffix[1:]]
+        self.video = VideoWriter(path, fps)
+        self.video.__enter__()
+
+    def write(self, frame: InputFrame, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
+        picture = render.overlay(*narrowed(self.widest, image, semantic, track), colorblind=self.colorblind)
+        if self.video.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
+            picture = render.fit(picture, *self.video.size, smooth=True)
+        with naming(self.path):
+            self.video.write(picture)
+
+    def finish(self) -> str:
+        with naming(self.path):
+            self.video.__exit__(None, None, None)
+        ended = self.video.ended
+        return f"{self.path.name} ends after {ended} frames, where it is full; --overlay mp4 holds all" if ended else ""
+
+    def discard(self) -> None:
+        with contextlib.suppress(Exception):
+            self.video.__exit__(InterruptedError, None, None)
+
+
+WRITERS = {"mp4": Film, "gif": Film, "webp": Film}
+
+
+class Overlays:
+    """The overlays of one video, drawn in a thread. The last error is raised by `write` and `finish`."""
+
+    def __init__(self, folder: Path, name: str, kinds: list[str], fps: float, colorblind: bool):
+        paths = {kind: folder / f"{name}_overlay.{kind}" for kind in kinds if kind != "none"}
+        self.writers = [WRITERS[kind](path, fps, colorblind) for kind, path in paths.items()]
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: list[Future] = []
+
+    def write(self, *frame) -> None:
+        if self.writers:
+            self._wait(8)
+            self.pending.append(self.thread.submit(self._write, *frame))
+
+    def _write(self, *frame) -> None:
+        for writer in self.writers:
+            writer.write(*frame)
+
+    def finish(self) -> list[str]:
+        """The overlays appear under their names. Returns what is to be said."""
+        self._wait(0)
+        self.thread.shutdown()
+        remarks = [writer.finish() for writer in self.writers]
+        self.writers = []
+        return [remark for remark in remarks if remark]
+
+    def discard(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
+        for writer in self.writers:
+            writer.discard()
+        self.writers = []
+
+    def _wait(self, left: int) -> None:
+        while len(self.pending) > left:
+            self.pending.pop(0).result()
+
+
+def remove_overlays(folder: Path, name: str) -> None:
+    for kind in WRITERS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder / f"{name}_overlay.{kind}")
+
+
+def narrowed(width: int, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Image and label maps at most that wide; labels by nearest neighbour."""
+    height, wide = semantic.shape
+    if wide <= width:
+        return image, semantic, track
+    size = width, max(1, round(height * width / wide))
+    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (wide, height), strict=True))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=1.1))
+    return small, semantic[rows[:, None], columns], track[rows[:, None], columns]

@@ -1,0 +1,114 @@
+"""What is wrong with the files of a data set, found before a training begins and not when one is drawn hours later."""
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.labels import MAX_PIXELS, VOID, DataError, open_image
+from data.sets.frames import FrameRef, FrameSource
+
+REMEMBERED = Path("results/cache")  # for each data set that was found sound: a file named by its files
+
+
+def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False) -> None:
+    """Look at each file of a data set once: labels are read, images are not decoded.
+
+    What is sound is remembered for as long as names, sizes and times of the files stay. Raises DataError for bad files,
+    which `skip_bad_files` lists, and where not one pixel of all frames is known.
+    """
+    if any(frame.image is None for frame in source.frames) or int(os.environ.get("RANK", 0)):
+        return  # made and not read; of several processes the first one looks
+    key = hashlib.sha256(
+        repr([(f.sequence, f.number, *map(_status, (f.image, f.label))) for f in source.frames]).encode()
+    )
+    path = REMEMBERED / f"checked-{source.name}-{key.hexdigest()[:16]}.json"
+    try:
+        faults, unknown = json.loads(path.read_text())
+    except (OSError, ValueError):
+        faults, unknown = _look(source, quiet)
+        if not faults:
+            _remember(path, [faults, unknown])
+    if faults and not skip_bad_files:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}{more}; mend them, or --skip_bad_files does without")
+    if len(unknown) + len(faults) == len(source.frames):
+        raise DataError(
+            f"{source.name}: all {len(source.frames)} frames are void in each pixel, as {unknown[:1] or faults[:1]}"
+        )
+    for problem in faults:
+        print(f"bad file: {problem}", file=sys.stderr)
+    if unknown:
+        print(
+            f"{source.name}: {len(unknown)} frames without a known pixel ({unknown[0]}{', ...' * (len(unknown) > 1)})"
+        )
+
+
+def _look(source: FrameSource, quiet: bool) -> tuple[list[str], list[str]]:
+    """What is wrong, a line each, and the label files without a known pixel."""
+
+    def one(i: int) -> tuple[str, str]:
+        frame: FrameRef = source.frames[i]
+        fault, size = fault_of(frame.image)
+        try:
+            semantic, _ = source.read_labels(i)
+        except DataError as error:
+            return fault or str(error), ""
+        height, width = semantic.shape
+        if not fault and sorted(size) != sorted((width, height)):  # a photograph may lie on its side
+            fault = f"{frame.image} is {size[0]}x{size[1]}, but its label {frame.label} is {width}x{height}"
+        return fault, "" if fault or np.any(semantic != VOID) else str(frame.label)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        frames = range(len(source.frames))
+        results = tqdm(
+            threads.map(one, frames), f"check {source.name}", len(frames), unit="frame", disable=quiet or None
+        )
+        faults, unknown = zip(*results, strict=True)
+    return [f for f in faults if f], [u for u in unknown if u]
+
+
+def _status(path: Path | None) -> tuple:
+    if path is None:
+        return ()
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _remember(path: Path, content: list) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    except OSError:
+        path.unlink(missing_ok=True)  # then it is looked at again
+
+
+def fault_of(path: Path) -> tuple[str, tuple[int, int]]:
+    """What is wrong with an image file, "" where nothing is, and its width and height, without decoding a sound one:
+    no image, too large, or cut off at the end."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            with Image.open(path) as image:
+                kind, size = image.format, image.size
+        with path.open("rb") as file:
+            file.seek(-min(path.stat().st_size, 64), os.SEEK_END)
+            end = file.read()
+    except Exception as error:  # Pillow raises many types for damaged files
+        return f"{path} cannot be read as an image ({error})", (0, 0)
+    mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}.get(kind)
+    if size[0] * size[1] > MAX_PIXELS:
+        return f"{path} claims {size[0] * size[1]:,} pixels; more than {MAX_PIXELS:,} are refused", size
+    if mark and mark not in end:
+        try:
+            open_image(path)  # some cameras add to the end of a whole image
+        except DataError:
+            return f"{path} is cut off: its end is missing", size
+    return "", size
