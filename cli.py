@@ -224,7 +224,12 @@ def _value_type(hint) -> tuple[type, str | None]:
     """A field's annotation -> (type of one value, nargs)."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], "+"
-    return hint, None
+    return (number_or_word if hint == int | str else hint), None
+
+
+def number_or_word(text: str) -> int | str:
+    """Of a flag that takes a whole number or a word, as --accumulate auto."""
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _add(group, option: Option, shown: object = None) -> None:
@@ -237,7 +242,7 @@ def _add(group, option: Option, shown: object = None) -> None:
     if kind is bool:
         how: dict = {"action": argparse.BooleanOptionalAction}
     else:
-        names = {int: "N", float: "X", str: "NAME" if option.choices else "TEXT"}
+        names = {int: "N", number_or_word: "N", float: "X", str: "NAME" if option.choices else "TEXT"}
         nargs = option.nargs or ("+" if several else None)
         how = {"type": kind, "nargs": nargs, "metavar": option.metavar or names.get(kind, "PATH")}
         how |= {"choices": option.choices} if option.choices else {}

@@ -55,33 +55,42 @@ OPTIONS = {
     ],
 }
 
-# Where a preset differs from the defaults of training/config.py, model/diffusion/loss.py, data/clips/history.py and
-# data/clips/transforms.py. small and base: the published image training (arXiv 2210.06366, appendix).
+# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
+# data/clips/history.py and data/clips/transforms.py. tiny: what measured best (benchmarks/quality.md). small: the same,
+# with a ResNet's share of the learning rate; not yet measured on a GPU. base: the released code's first stage of image
+# training, 800 epochs of Cityscapes' 2,975 images; its second is a command in docs/departures.md.
 RECIPE = {
     # field                 tiny         small        base
-    "steps":               (6_000,       30_000,      30_000),       # optimizer steps
-    "batch_size":          (8,           16,          16),           # samples of one step
-    "optimizer":           ("muon",      "adamw",     "adamw"),
-    "lr":                  (5e-3,        1e-4,        1e-4),
-    "backbone_lr":         (0.06,        1.0,         1.0),          # share of lr
-    "warmup":              (50,          500,         500),          # steps
+    "image_size":          ((256, 512),  (480, 960),  (512, 1024)),  # pixels: Cityscapes' aspect
+    "mask_size":           ((192, 384),  (240, 480),  (256, 512)),
+    "steps":               (6_000,       30_000,      4_650),        # optimizer steps
+    "batch_size":          (8,           16,          512),          # samples of one step
+    "optimizer":           ("muon",      "muon",      "adamw"),
+    "lr":                  (5e-3,        3e-3,        1e-4),
+    "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
+    "warmup":              (50,          500,         29),           # steps
     "ema_decay":           (0.998,       0.999,       0.999),
-    "sampling":            ((4, 2, 0.5), (20, 8, 0.0), (20, 8, 0.0)),  # first and later steps, time difference
-    "recompute":           (False,       False,       True),         # gradient checkpointing
-    "time_power":          (3.0,         1.0,         1.0),          # t = u^(1 / power)
-    "loss_stride":         (3,           1,           1),            # mask pixels
-    "stuff_by_class":      (True,        False,       False),
-    "instance_weight":     (0.3,         0.2,         0.2),          # exponent of 1 / (area + 1)
-    "slot_order":          ("position",  "random",    "random"),
-    "synthetic_history":   (0.5,         0.0,         0.0),          # share of clips
-    "history_corruption":  (0.5,         0.0,         0.0),          # share of history masks
-    "corruption_shift":    (4,           2,           2),            # mask pixels
-    "corruption_coarse":   (12,          1,           1),            # mask pixels
-    "corruption_split":    (0.1,         0.0,         0.0),          # share of instances
-    "corruption_merge":    (0.1,         0.0,         0.0),          # share of instances
-    "scale_range":         ((0.7, 2.2),  (0.8, 1.5),  (0.8, 1.5)),
-    "focus":               (0.5,         0.0,         0.0),          # share of crops around a thing
-    "paste":               (0.5,         0.0,         0.0),          # share of still clips
+    "sampling":            ((4, 2, 0.5), (8, 4, 0.5), (20, 8, 0.05)),  # first and later steps, time difference
+    "published_stream":    (False,       False,       True),
+    "learn_void":          (False,       False,       True),
+    "time_power":          (3.0,         3.0,         1.0),          # t = u^(1 / power)
+    "loss_stride":         (3,           2,           1),            # mask pixels
+    "stuff_by_class":      (True,        True,        False),
+    "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
+    "slot_order":          ("position",  "position",  "segments"),
+    "synthetic_history":   (0.5,         0.5,         0.0),          # share of clips
+    "history_corruption":  (0.5,         0.5,         0.0),          # share of history masks
+    "corruption_shift":    (4,           4,           2),            # mask pixels
+    "corruption_coarse":   (12,          12,          1),            # mask pixels
+    "corruption_split":    (0.1,         0.1,         0.0),          # share of instances
+    "corruption_merge":    (0.1,         0.1,         0.0),          # share of instances
+    "scale_range":         ((0.7, 2.2),  (0.7, 2.2),  (1.0, 3.0)),
+    "brightness":          (0.2,         0.2,         0.8),
+    "contrast":            (0.2,         0.2,         0.8),
+    "saturation":          (0.2,         0.2,         0.8),
+    "hue":                 (0.02,        0.02,        0.2),          # share of the colour circle
+    "focus":               (0.5,         0.5,         0.0),          # share of crops around a thing
+    "paste":               (0.5,         0.5,         0.0),          # share of still clips
 }  # fmt: skip
 
 

@@ -1,15 +1,27 @@
 """A very small model and batches for it, shared by the tests."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
-from model import ModelConfig, Pix2SeqD
+from model import PRESETS, ModelConfig, Pix2SeqD
 
 CONFIG = ModelConfig(
     image_size=(32, 64), mask_size=(16, 32), code_bits=(5, 5), scale=0.5, backbone="resnet10",
     encoder_dim=32, encoder_depth=1, encoder_heads=2, map_channels=16,
     dim=16, multipliers=(1, 2), denoiser_depth=1, transformer_dim=32, transformer_heads=2,
 )  # fmt: skip
+
+SMALLER = {"encoder_dim": 64, "encoder_depth": 1, "encoder_heads": 4, "map_channels": 32, "dim": 32,
+           "denoiser_depth": 1, "transformer_dim": 64, "transformer_heads": 4}  # fmt: skip
+
+
+def reduced(preset: str, image_size: tuple[int, int] = (64, 128), **changes) -> ModelConfig:
+    """A preset at a size that a CPU trains in no time: its choices are its own."""
+    config = dataclasses.replace(PRESETS[preset], **SMALLER | changes)
+    return dataclasses.replace(config, image_size=image_size, mask_size=config.mask_for(image_size))
+
 
 # The same as flags of train.py and pretrain.py.
 FLAGS = tuple(

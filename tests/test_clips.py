@@ -421,3 +421,24 @@ def test_by_position_new_instances_take_the_nearest_free_slot():
         persons.append(int(slot[2][(semantic[2] == PERSON) & (instance[2] == 7)][0]))
     assert len(cars) > 20
     assert np.mean(np.array(persons) == home) > 0.8 and set(persons) <= {home - 1, home, home + 1}
+
+
+def test_the_orders_of_the_released_code():
+    """Ids within 1 .. the largest id of the clip; in images each segment, stuff and crowd too, one of 1 .. their
+    number."""
+    semantic = np.array([[[CAR, CAR, PERSON, 0, 0, 1, VOID, CAR]]], np.uint8)
+    instance = np.array([[[5, 5, 9, 0, 0, 0, 0, 0]]], np.int32)  # two instances, and a crowd at the end
+    shuffled, segments = set(), set()
+    for seed in range(200):
+        slot, no_slot = assign_slots(semantic, instance, 256, np.random.default_rng(seed), "shuffle")
+        assert slot[0, 0, 0] == slot[0, 0, 1] != slot[0, 0, 2] and not slot[0, 0, 3:].any()
+        assert np.flatnonzero(no_slot).tolist() == [7]
+        shuffled |= set(slot[0, 0, :3].tolist())
+        slot, no_slot = assign_slots(semantic, instance, 256, np.random.default_rng(seed), "segments")
+        assert sorted(np.unique(slot).tolist()) == [0, 1, 2, 3, 4, 5] and slot[0, 0, 6] == 0 and not no_slot.any()
+        assert slot[0, 0, 3] == slot[0, 0, 4]
+        segments.add(int(slot[0, 0, 3]))
+    assert shuffled == set(range(1, 10)) and segments == set(range(1, 6))
+    many = np.arange(1, 301, dtype=np.int32)[None, None]
+    slot, _ = assign_slots(np.full(many.shape, CAR, np.uint8), many, 256, np.random.default_rng(0), "shuffle")
+    assert np.unique(slot[slot > 0]).size == 255

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import CONFIG, scene
+from small import CONFIG, lively_model, scene
 
 from model import ConfigError, ModelConfig, Pix2SeqD
 from model.diffusion.bits import (
@@ -126,14 +126,20 @@ def test_ddim_keeps_the_initial_noise_at_every_step(steps):
         assert torch.allclose(residual, noise, rtol=0, atol=1e-12)
 
 
-def test_ddpm_states_have_the_variance_of_their_time():
-    x0 = torch.where(torch.rand(1, 4, 200, 200, dtype=torch.float64) > 0.5, 0.3, -0.3)
+def test_ddpm_keeps_the_variance_of_data_of_unit_variance():
+    """With the variance beta, for which this holds (DDPM, section 3.2): E[x0 | x] = sqrt(g) x for normal x0."""
     for steps in (2, 5, 20, 50):
-        states = visited(ddpm, steps, 0.0, x0, torch.randn(x0.shape, dtype=torch.float64))
-        for t, x in states:
-            residual = x - math.sqrt(gamma(t)) * x0
-            assert residual.mean().abs() < 0.02
-            assert residual.var().item() == pytest.approx(1 - gamma(t), rel=0.03, abs=1e-5)
+        seen = []
+
+        def oracle(x, t, _, seen=seen):
+            seen.append(x)
+            return x, math.sqrt(gamma(t)) * x
+
+        start = torch.randn(1, 4, 200, 200, dtype=torch.float64)
+        ddpm(oracle, start, sampling_times(steps), lambda like=start: torch.randn_like(like))
+        assert len(seen) == steps
+        for x in seen:
+            assert x.mean().abs() < 0.02 and x.var().item() == pytest.approx(1, rel=0.03)
 
 
 def test_ddpm_draws_fresh_noise_at_each_step():
@@ -191,6 +197,28 @@ def test_unknown_pixels_carry_no_loss():
     batch["semantic"][:, -1, :4], batch["instance"][:, -1, :4] = 17, 30
     after, _ = training_loss(model, CONFIG, LossConfig(), batch, draws)
     assert torch.equal(before, after)
+
+
+def test_with_void_learnt_every_pixel_of_the_target_counts_and_absent_history_stays_absent():
+    torch.manual_seed(0)
+    model = lively_model()
+    batch = to_device(torch.utils.data.default_collate([scene(0), scene(1)]), torch.device("cpu"))
+    batch["semantic"][:, :, :4] = batch["instance"][:, :, :4] = 0
+    batch["semantic_known"][:, :, :4] = batch["instance_known"][:, :, :4] = False
+    for name in ("semantic", "instance", "semantic_known", "instance_known"):
+        batch[name][0, :2] = 0  # the first clip has no history
+    seen = []
+    forward = model.forward
+    model.forward = lambda *inputs: seen.append(inputs) or forward(*inputs)
+    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu", False)
+    losses = [training_loss(model, CONFIG, LossConfig(learn_void=v), batch, draws)[0].item() for v in (False, True)]
+    assert losses[0] != losses[1]
+    (_, plain, _, history, *_), (_, learnt, _, same, *_) = seen
+    assert torch.equal(history, same) and not history[0].any() and not history[1][..., :4, :].any()
+    noise, root = (n[:, None, None, None] for n in ((1 - gamma(draws.t)).sqrt(), gamma(draws.t).sqrt()))
+    for x, bit in ((plain, 0.0), (learnt, -CONFIG.scale)):
+        unknown = (x - noise * draws.noise)[..., :4, :]
+        torch.testing.assert_close(unknown, (root * bit).expand_as(unknown), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"self_conditioning": True}, {"loss": "mse"}, {"patch": 2, "detail": True}])

@@ -88,7 +88,7 @@ def plain_sampling(model: Pix2SeqD, image, history, x, times, sampler, fresh):
             continue
         alpha = g / g_next
         mean = (math.sqrt(g_next) * (1 - alpha) * x0 + math.sqrt(alpha) * (1 - g_next) * x) / (1 - g)
-        x = mean + math.sqrt((1 - g_next) / (1 - g) * (1 - alpha)) * fresh()
+        x = mean + math.sqrt(1 - alpha) * fresh()
     raise AssertionError("unreachable: the last step returns")
 
 

@@ -18,14 +18,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from small import CONFIG, Scenes
+from small import CONFIG, Scenes, reduced, scene
 
-from model import ConfigError, Pix2SeqD
+from model import PRESETS, ConfigError, Pix2SeqD
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
 from training.config import TrainingConfig
 from training.fit import StepBatches, fit, learning_rate
 from training.log import Log
+from training.start import MARGIN, slices
 
 SETTINGS = {
     "steps": 7, "batch_size": 4, "save_every": 3, "warmup": 2, "lr": 1e-3, "ema_decay": 0.9, "num_workers": 0,
@@ -62,12 +63,12 @@ def train(folder, samples=None, precise=False, **changes):
     options = {k: changes.pop(k) for k in keys if k in changes}
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = Pix2SeqD(CONFIG)
+    model = Pix2SeqD(changes.pop("config", CONFIG))
     found = checkpoints.newest(folder)
     resume = found[1] if found else None
     model = double(model) if precise else model
-    config = TrainingConfig(**SETTINGS | changes)
-    return fit(model, LOSS, config, samples or Scenes(), folder, Accelerator(cpu=True), resume, quiet=True, **options)
+    settings = TrainingConfig(**SETTINGS | changes)
+    return fit(model, LOSS, settings, samples or Scenes(), folder, Accelerator(cpu=True), resume, quiet=True, **options)
 
 
 def started(folder, environment=None, **options):
@@ -228,15 +229,73 @@ def precise(tmp_path_factory):
     return folder
 
 
+class ClipsOf(Scenes):
+    """Scenes whose image has the size that a configuration wants."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def __getitem__(self, n):
+        sample = scene(n % self.count, dataclasses.replace(self.config, image_size=self.config.mask_size))
+        image = torch.nn.functional.interpolate(sample["image"][None], self.config.image_size)[0]
+        return sample | {"image": image}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(("precise", "limit"), [(True, 1e-6), (False, 1e-3)])
-def test_two_processes_do_the_training_of_one(precise, limit, tmp_path):
-    """After 50 steps, to 1e-6 in float64; in float32, where sums depend on their order, to 1e-3."""
-    process = started(tmp_path / "one", precise=precise, steps=50)
+def test_two_processes_do_the_training_of_one(preset, precise, limit, tmp_path):
+    """After ten steps, to 1e-6 in float64; in float32, where sums depend on their order, to 1e-3."""
+    backbone = "cspnet" if preset == "tiny" else "resnet10"
+    config = reduced(preset, (32, 64), backbone=backbone)
+    options = {"precise": precise, "steps": 10, "config": config, "samples": ClipsOf(config), "batch_size": 2}
+    options["save_every"] = 10
+    process = started(tmp_path / "one", **options)
     process.join()
-    together(tmp_path / "two", 2, precise=precise, steps=50)
+    together(tmp_path / "two", 2, **options)
     assert difference(tmp_path / "one", tmp_path / "two") < limit
     losses = [[e["loss"] for e in log_of(tmp_path / name)] for name in ("one", "two")]
-    assert len(losses[0]) == 50 and losses[0] == pytest.approx(losses[1], rel=10 * limit)
+    assert len(losses[0]) == 10 and losses[0] == pytest.approx(losses[1], rel=10 * limit)
+
+
+def needs(sample, fixed=0):
+    """A stand-in for what a GPU measures: bytes that a call takes, so many a sample."""
+
+    def peak(call):
+        call()
+        return fixed + sample * call.__defaults__[0]
+
+    return peak
+
+
+def test_slices_are_as_many_as_the_free_memory_asks_for():
+    torch.manual_seed(0)
+    model, accelerator = Pix2SeqD(CONFIG), Accelerator(cpu=True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    weights = sum(p.nbytes for p in model.parameters())
+    config = TrainingConfig(batch_size=12)
+
+    def number(room, resume=None, config=config, **options):
+        free = math.ceil((3 * weights + 50 + room) / (1 - MARGIN)) + 1
+        return slices(model, LOSS, config, accelerator, resume, needs(1000, 50), free, **options)
+
+    assert [number(1000 * most) for most in (12, 11, 6, 5, 4, 1, 0)] == [1, 2, 2, 3, 3, 12, 12]
+    assert slices(model, LOSS, config, accelerator) == 1  # on a CPU
+    assert number(1000, config=dataclasses.replace(config, accumulate=3)) == 3
+    kept = {"training": {"config": {"accumulate": 4}, "processes": 1}}
+    assert number(12_000, kept) == 4  # a run that goes on computes the same
+    kept["training"]["processes"] = 2
+    assert number(12_000, kept) == 1
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_the_slices_are_in_the_checkpoint(tmp_path):
+    train(tmp_path, steps=1, accumulate=2)
+    stored = end_of(tmp_path)["training"]
+    assert stored["config"]["accumulate"] == 2 and stored["processes"] == 1
+    train(tmp_path, steps=2, accumulate="auto")
+    assert end_of(tmp_path)["training"]["config"]["accumulate"] == 2
 
 
 class Noted(Scenes):

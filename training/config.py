@@ -15,7 +15,7 @@ class TrainingConfig:
 
     steps: Annotated[int, "optimizer steps"] = 30_000
     batch_size: Annotated[int, "samples of one step, over all processes"] = 16
-    accumulate: Annotated[int, "slices that a step works through one by one"] = 1
+    accumulate: Annotated[int | str, "slices that a step works through, or auto: by the free memory"] = "auto"
     optimizer: Annotated[str, "adamw, as published, or muon on matrices and kernels", OPTIMIZERS] = "adamw"
     lr: Annotated[float, "learning rate after the warm-up"] = 1e-4
     backbone_lr: Annotated[float, "learning rate of the backbone, as a share of --lr; below 1 by AdamW"] = 1.0
@@ -35,18 +35,25 @@ class TrainingConfig:
     milestone: Annotated[int, "each so-manyth checkpoint is kept whatever --keep says; 0: none"] = 10
     validate_every: Annotated[int, "steps between validations on held-out clips; 0: never"] = 1000
     seed: Annotated[int, "of weights, data order, augmentation and noise"] = 42
-    num_workers: Annotated[int, "loader processes for each training process"] = 2
+    num_workers: Annotated[int | str, "loader processes for each training process, or auto: by the cores"] = "auto"
     compile: Annotated[bool, "compile the network with torch.compile, on a GPU"] = False
     recompute: Annotated[bool, "gradient checkpointing: less memory, a third more to compute"] = False
+    deterministic: Annotated[bool, "on a GPU, too, resume to the bit; slower"] = False
+    published_stream: Annotated[bool, "recommend that frames are predicted as published, without second looks"] = False
 
     @property
     def stream(self) -> dict[str, Any]:
         """`sampling` as fields of StreamConfig."""
         first_steps, steps, time_difference = self.sampling
-        return {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
+        stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
+        return stream | ({"fresh": False, "average_classes": False, "merge": 0.0} if self.published_stream else {})
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every", "max_nonfinite"):
+        for name, least in (("accumulate", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value != "auto" and (isinstance(value, str) or value < least):
+                raise ConfigError(f"{name} must be auto, or {least} or more, not {value}")
+        for name in ("steps", "batch_size", "save_every", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if len(self.sampling) != 3 or any(n < 1 or n % 1 for n in self.sampling[:2]) or not 0 <= self.sampling[2] <= 1:
@@ -57,8 +64,8 @@ class TrainingConfig:
         for name in ("final_lr", "backbone_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if min(self.num_workers, self.warmup, self.keep, self.milestone, self.validate_every) < 0:
-            raise ConfigError("num_workers, warmup, keep, milestone and validate_every must be 0 or more")
+        if min(self.warmup, self.keep, self.milestone, self.validate_every) < 0:
+            raise ConfigError("warmup, keep, milestone and validate_every must be 0 or more")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         for name in ("ema_decay", "beta2"):

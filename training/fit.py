@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from model import checkpoint as checkpoints
 from model.checkpoint import LATEST
-from model.diffusion.draws import draw, seeded
+from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from model.network.config import ConfigError
 from model.network.pix2seq_d import Pix2SeqD
@@ -32,6 +32,7 @@ from training.config import TrainingConfig
 from training.log import Log
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.signals import Stop, outlive_signals
+from training.start import loader_workers, slices
 
 
 class StepBatches:
@@ -96,6 +97,7 @@ class Run:
                 "ema_step": int(self.ema.step),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "config": dataclasses.asdict(self.config),
+                "processes": self.accelerator.num_processes,
             },
             **self.extra,
         }
@@ -185,6 +187,7 @@ def fit(
             part.requires_grad_(False)
     model.encoder.recompute = model.denoiser.recompute = config.recompute
     model = model.to(accelerator.device, memory_format=torch.channels_last)
+    config = dataclasses.replace(config, accumulate=slices(model, loss_config, config, accelerator, resume))
     if config.compile:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
@@ -192,6 +195,7 @@ def fit(
         model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
     ).to(accelerator.device)
     ema.ema_model.eval()
+    ema.step, ema.initted = ema.step.cpu(), ema.initted.cpu()  # it reads its counters in each step
     run = Run(model, ema, optimizer, accelerator, config, folder, extra or {}, validate, picture)
     if resume is not None:
         run.resume(resume)
@@ -201,7 +205,7 @@ def fit(
 
     log = Log(folder / "log.jsonl", run.step) if accelerator.is_main_process else None
     batches = StepBatches(config, run.step, accelerator.process_index, accelerator.num_processes)
-    loader = _loader(samples, batches, config.num_workers, accelerator.device)
+    loader = _loader(samples, batches, loader_workers(config, accelerator), accelerator.device)
     with Stop() as stop:
         try:
             _loop(run, wrapped, loss_config, iter(loader), batches, log, stop, quiet)
@@ -249,7 +253,7 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         begin = time.perf_counter()
         lr = learning_rate(run.step, config)
         set_learning_rate(run.optimizer, lr)
-        values = _step(run, wrapped, loss_config, loader, batches)
+        values, stopping = _step(run, wrapped, loss_config, loader, batches, stop)
         finite = all(math.isfinite(v) for v in values.values())
         bad = 0 if finite else bad + 1
 
@@ -263,7 +267,6 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         last = run.step == config.steps
         due = last or (config.validate_every and run.step % config.validate_every == 0)
         try:
-            stopping = _any_process(stop.asked, accelerator)
             if run.validate and due and not stopping:
                 figures = run.validated()
                 entry.update(figures)
@@ -287,12 +290,13 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
     bar.close()
 
 
-def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches: StepBatches) -> dict[str, float]:
-    """One optimizer step; its loss, parts and gradient norm. The step is skipped where these are not finite."""
+def _step(
+    run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches: StepBatches, stop: Stop
+) -> tuple[dict[str, float], bool]:
+    """One optimizer step: its loss, parts and gradient norm; and whether any process was asked to stop before its end.
+    The step is skipped where these are not finite. The device is waited for once, when they are read."""
     accelerator, config = run.accelerator, run.config
     wrapped.train()
-    if run.model.config.dropout:  # the one thing that draws from torch's own generator
-        torch.manual_seed(seeded("cpu", config.seed, run.step, accelerator.process_index).initial_seed())
     totals: dict[str, Tensor] = {}
     for piece in range(config.accumulate):
         batch = to_device(next(loader), accelerator.device)
@@ -308,9 +312,11 @@ def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches
             parts["skipped_files"] = batch["skipped"].sum() * (config.accumulate * accelerator.num_processes)
         for name, value in {"loss": loss.detach(), **parts}.items():
             totals[name] = totals.get(name, 0) + value / config.accumulate
+    totals["stop"] = torch.full((), float(stop.asked), device=accelerator.device)
     norm = accelerator.clip_grad_norm_(run.model.parameters(), config.clip)
-    stacked = accelerator.reduce(torch.stack([*totals.values()]), "mean")
-    values = dict(zip([*totals, "grad_norm"], [*stacked.tolist(), float(norm)], strict=True))
+    means = accelerator.reduce(torch.stack([*totals.values()]), "mean")
+    values = dict(zip([*totals, "grad_norm"], torch.cat([means, norm[None].to(means)]).tolist(), strict=True))
+    stopping = values.pop("stop") > 0 or (stop.asked and accelerator.num_processes == 1)
     run.whole = False
     # With fp16 the gradient scaler skips by itself, and must see the gradient to lower its scale.
     if all(math.isfinite(v) for v in values.values()) or accelerator.scaler is not None:
@@ -319,7 +325,7 @@ def _step(run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches
             run.ema.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.step, run.whole = run.step + 1, True
-    return values
+    return values, stopping
 
 
 def _no_sync(accelerator: Accelerator, model: nn.Module, skip: bool):

@@ -64,12 +64,13 @@ def preset_settings(preset: str, recipe: Mapping[str, Sequence[Any]]) -> Setting
     """The settings of a preset before any flag. Raises KeyError for a field of the recipe that no configuration has."""
     column = list(PRESETS).index(preset)
     values = {name: row[column] for name, row in recipe.items()}
-    configs = []
+    sizes = {name: values.pop(name) for name in ("image_size", "mask_size") if name in values}
+    configs = [dataclasses.replace(PRESETS[preset], **sizes)]
     for cls in (TrainingConfig, LossConfig, HistoryConfig, Augmentation):
         configs.append(cls(**{f.name: values.pop(f.name) for f in dataclasses.fields(cls) if f.name in values}))
     if values:
         raise KeyError(f"no configuration has {sorted(values)}")
-    return Settings(PRESETS[preset], *configs)
+    return Settings(*configs)
 
 
 def describe(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
@@ -106,6 +107,6 @@ def _resolved_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfi
     """The model's configuration with what follows from other flags: norms, and the mask's size from the image's."""
     changes: dict[str, Any] = {"backbone_norm": "group" if args.backbone_weights == "none" else "frozen_batch"}
     if args.image_size and not args.mask_size:
-        preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch)
+        preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch, detail=False, published=False)
         changes["mask_size"] = preset.mask_for(checked_size(args.image_size))
     return dataclasses.replace(config, **changes)

@@ -12,6 +12,8 @@ import numpy as np
 from data.clips.transforms import IS_THING, fill
 from data.labels import THINGS, VOID, DataError
 
+SLOT_ORDERS = ("random", "position", "shuffle", "segments")  # of slots.py
+
 
 @dataclass(frozen=True)
 class HistoryConfig:
@@ -27,7 +29,7 @@ class HistoryConfig:
     corruption_split: Annotated[float, "share of instances of which a part has another id there"] = 0.0
     corruption_merge: Annotated[float, "share of instances that have the id of another there"] = 0.0
     corruption_class: Annotated[float, "share of instances that are of another class of things there"] = 0.0
-    slot_order: Annotated[str, "new instances' slots: drawn or by position", ("random", "position")] = "random"
+    slot_order: Annotated[str, "new instances' slots; the last two as published", SLOT_ORDERS] = "random"
 
     def __post_init__(self):
         for name in ("history_dropout", "history_absent", "history_own", "history_corruption",

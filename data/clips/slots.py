@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.clips.transforms import IS_THING
+from data.labels import VOID
 
 
 def slot_type(slots: int) -> type[np.integer]:
@@ -23,15 +24,19 @@ def assign_slots(
     order of class and id where the generator is None. With the order "position" only instances that the history shows
     draw theirs; the others take free slots of their size, from left to right as they are and as near to their places
     as that allows (see `slot_places`), so that of two that stand close it is not by chance which one has which.
+    Two orders are those of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip
+    (data/video.py), and "segments", for images, gives a slot to each class of stuff and to crowd, too, and draws from
+    1 to their number (data/cityscapes.py).
     Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
     stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
     """
     slot = np.zeros(semantic.size, slot_type(slots))
-    thing = np.flatnonzero(IS_THING[semantic])
+    thing = np.flatnonzero(IS_THING[semantic] if order != "segments" else semantic != VOID)
     no_slot = np.zeros(semantic.size, bool)
     ids = instance.ravel()[thing].astype(np.int64)
-    no_slot[thing[ids == 0]] = True
-    thing, ids = thing[ids > 0], ids[ids > 0]
+    if order != "segments":
+        no_slot[thing[ids == 0]] = True
+        thing, ids = thing[ids > 0], ids[ids > 0]
     key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
     keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
     taken = np.argsort(-area, kind="stable")[: slots - 1]
@@ -39,7 +44,8 @@ def assign_slots(
     if generator is None:
         table[np.sort(taken)] = np.arange(1, taken.size + 1)
     else:
-        table[np.sort(taken)] = 1 + generator.choice(slots - 1, taken.size, replace=False)
+        most = {"segments": keys.size, "shuffle": max(keys.size, int(ids.max(initial=0)))}.get(order, slots)
+        table[np.sort(taken)] = 1 + generator.choice(min(most, slots - 1), taken.size, replace=False)
         if order == "position":
             _place(table, taken, index, thing, semantic.shape, slots)
     slot[thing] = table[index]

@@ -18,6 +18,7 @@ class Draws(NamedTuple):
     t_next: Tensor  # (B,) of self-aligned denoising, as a share of t
     noise_next: Tensor | None  # (B, bits, h, w)
     coins: Tensor  # (B, 2) for self-conditioning, self-aligned denoising
+    key: Tensor | None = None  # int64 (B,), of the encoder's dropout
 
 
 def seeded(device: torch.device | str, *key: int) -> torch.Generator:
@@ -42,4 +43,5 @@ def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence
         noises.append(torch.randn(2 if twice else 1, model.config.bits, *mask_size, generator=g, device=device))
     t, t_next, coins = torch.stack(rows).split((1, 1, 2), dim=1)
     noise = torch.stack(noises)
-    return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins)
+    key = (t_next[:, 0] * 2**24).long()
+    return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins, key)

@@ -27,7 +27,7 @@ class LossConfig:
 
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
-    learn_void: Annotated[bool, "learn void as a class, as the published code does"] = False
+    learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd is none, as published"] = False
     self_conditioning_rate: Annotated[float, "share of samples given their own first estimate"] = 0.5
     self_aligned_rate: Annotated[float, "share of samples denoised from their own re-noised estimate"] = 0.0
     time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
@@ -80,14 +80,11 @@ def training_loss(
     """
     semantic, slot = batch["semantic"], batch["instance"]
     semantic_known, slot_known = batch["semantic_known"], batch["instance_known"]
-    if loss.learn_void:
-        inside = semantic_known[:, -1:].any(dim=-2, keepdim=True) & semantic_known[:, -1:].any(dim=-1, keepdim=True)
-        semantic_known = semantic_known | inside
-        slot_known = slot_known | (inside & (semantic == 0))
-
     # fmt: off
     # Target: the current frame as analog bits, noised
     now = [m[:, -1] for m in (semantic, slot, semantic_known, slot_known)]   # (B, h, w)
+    if loss.learn_void:  # of the target alone: what is unknown in the history is so at inference, too
+        now[2:] = torch.ones_like(now[2]), torch.ones_like(now[3])
     x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
     t = draws.t ** (1 / loss.time_power)
     x = add_noise(x0, draws.noise, t)
@@ -105,7 +102,8 @@ def training_loss(
     grid = None
     if loss.loss_stride > 1:
         grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
-    output = model(batch["image"], x, t, history, self_condition, realign, grid)
+    key = draws.key if config.dropout else None
+    output = model(batch["image"], x, t, history, self_condition, realign, grid, key)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)

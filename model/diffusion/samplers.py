@@ -28,13 +28,15 @@ def ddim_step(x: Tensor, x0: Tensor, now: float, then: float) -> Tensor:
 
 
 def ddpm_step(x: Tensor, x0: Tensor, now: float, then: float, noise: Tensor) -> Tensor:
-    """Draw from the posterior q(x_then | x_now, x0) (DDPM, arXiv 2006.11239, equations 6 and 7)."""
+    """Draw from a normal distribution about the mean of q(x_then | x_now, x0) (DDPM, arXiv 2006.11239, equation 7).
+
+    Its variance is beta, the larger of the two choices of section 3.2, as in the released code of Pix2Seq-D.
+    """
     g, g_next = gamma(now), gamma(then)
     alpha = min(g / g_next, 1.0)
-    variance = (1 - g_next) / max(1 - g, 1e-12) * (1 - alpha)
     mean = math.sqrt(g_next) * (1 - alpha) / max(1 - g, 1e-12) * x0
     mean = mean + math.sqrt(alpha) * (1 - g_next) / max(1 - g, 1e-12) * x
-    return mean + math.sqrt(variance) * noise
+    return mean + math.sqrt(1 - alpha) * noise
 
 
 def ddim(denoise: Denoise, x: Tensor, times: Times, noise: Callable[[], Tensor]) -> Tensor:

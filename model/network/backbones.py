@@ -42,10 +42,19 @@ RESNETS = {
 }
 
 
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, but in its input's type: that one gives float32 for bfloat16, and all that follows is as large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+
 def resnet(name: str, norm: str) -> Backbone:
     """norm: "frozen_batch" for pre-trained weights, "group" from scratch."""
     block, blocks, channels = RESNETS[name]
-    norm_layer = FrozenBatchNorm2d if norm == "frozen_batch" else group_norm
+    norm_layer = FrozenBatchNorm if norm == "frozen_batch" else group_norm
     net = torchvision.models.ResNet(block, [*blocks, 1], norm_layer=norm_layer)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu)
     return Backbone(stem, net.maxpool, nn.ModuleList([net.layer1, net.layer2, net.layer3]), channels)

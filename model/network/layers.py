@@ -9,10 +9,22 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with at most 32 groups of at least 16 channels (smaller groups are 3 times slower on a CPU)."""
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels // g >= 16 or g == 1))
-    return nn.GroupNorm(groups, channels)
+class GroupNorm(nn.GroupNorm):
+    """Group norm in its input's type, on a GPU too, where autocast would make float32 of each bfloat16 map, and of what
+    follows it. The kernel sums in float32 in any case."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda":  # a CPU's autocast leaves it alone, and weights may be of another type
+            return super().forward(x)
+        with torch.autocast("cuda", enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def group_norm(channels: int, smallest: int = 16) -> GroupNorm:
+    """Group norm with at most 32 groups of at least 16 channels (smaller groups are 3 times slower on a CPU), or of as
+    many as `smallest` says."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels // g >= smallest or g == 1))
+    return GroupNorm(groups, channels)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -24,6 +36,20 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
     return module
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """(B, C, h p, w p) -> (B, C p p, h, w), as `pixel_unshuffle`, but channels-last stays channels-last."""
+    if patch == 1:
+        return x
+    return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch).permute(0, 3, 1, 2)
+
+
+def from_patches(x: Tensor, patch: int) -> Tensor:
+    """(B, C p p, h, w) -> (B, C, h p, w p), as `pixel_shuffle`, but channels-last stays channels-last."""
+    if patch == 1:
+        return x
+    return rearrange(x, "b (c p q) h w -> b (h p) (w q) c", p=patch, q=patch).permute(0, 3, 1, 2)
 
 
 def apply(module: nn.Module, *inputs, recompute: bool):
@@ -41,13 +67,16 @@ def sinusoid(position: Tensor, dim: int, max_period: float) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def position_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+def position_encoding(height: int, width: int, dim: int, device: torch.device, relative: bool = False) -> Tensor:
     """2-D sine-cosine encoding, half of the channels for y and half for x: (height * width, dim).
 
-    Computed from positions counted in tokens, not learned, so that one set of weights runs at any size.
+    Computed, not learned, so that one set of weights runs at any size: from positions counted in tokens, or, where
+    relative, from 0 to 2 pi over the map, as in the released code of Pix2Seq-D (architectures/transformers.py).
     """
-    y = sinusoid(torch.arange(height, device=device), dim // 2, max_period=1000.0)
-    x = sinusoid(torch.arange(width, device=device), dim // 2, max_period=1000.0)
+    places = [
+        torch.arange(n, device=device) * (2 * math.pi / max(n - 1, 1) if relative else 1) for n in (height, width)
+    ]
+    y, x = (sinusoid(place, dim // 2, max_period=10_000.0 if relative else 1000.0) for place in places)
     grid = torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=-1)
     return grid.flatten(0, 1)
 
@@ -68,27 +97,29 @@ def coordinates(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Diffusion time in [0, 1] -> vector: sinusoid of 1000 t, then an MLP (DDPM, arXiv 2006.11239, appendix B)."""
+    """A number in [0, 1] -> vector: sinusoid of it, then an MLP (DDPM, arXiv 2006.11239, appendix B)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, waves: int | None = None, factor: float = 1000.0):
+        """dim: of the vector; waves: of the sinusoid, by default as many; factor: what the number is multiplied by."""
         super().__init__()
-        self.dim = dim
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+        self.waves, self.factor = waves or dim, factor
+        self.mlp = nn.Sequential(nn.Linear(self.waves, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
 
     def forward(self, t: Tensor) -> Tensor:  # (B,) -> (B, dim)
-        return self.mlp(sinusoid(t * 1000, self.dim, max_period=10_000.0))
+        return self.mlp(sinusoid(t * self.factor, self.waves, max_period=10_000.0))
 
 
 class ResidualBlock(nn.Module):
     """GroupNorm - SiLU - conv, twice, the second norm scaled and shifted by the time (AdaGN, arXiv 2105.05233)."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, dropout: float = 0.0):
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, smallest: int = 16, factor: float = 1.0):
+        """smallest: channels of a group of the norms, at least; factor: of the sum of branch and skip."""
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.factor = factor
+        self.norm1 = group_norm(in_channels, smallest)
         self.conv1 = conv3x3(in_channels, out_channels)
         self.time = nn.Linear(time_dim, 2 * out_channels)
-        self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = group_norm(out_channels, smallest)
         self.conv2 = zero_init(conv3x3(out_channels, out_channels))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -97,8 +128,8 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        h = self.conv2(self.dropout(F.silu(h)))
-        return self.skip(x) + h
+        h = self.skip(x) + self.conv2(F.silu(h))
+        return h if self.factor == 1 else h * self.factor
 
 
 class Attention(nn.Module):
@@ -125,7 +156,9 @@ class TransformerLayer(nn.Module):
     """Pre-norm transformer layer: self-attention, cross-attention where a context is given, MLP of ratio 4."""
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None, dropout: float = 0.0):
+        """dropout: of the MLP's hidden units, and of whole branches (stochastic depth, arXiv 1603.09382)."""
         super().__init__()
+        self.rate = dropout
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         if context_dim is not None:
@@ -133,11 +166,39 @@ class TransformerLayer(nn.Module):
             self.cross = Attention(dim, heads, context_dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x: (B, N, dim); context: keys and values from `self.cross.keys_values`. Returns (B, N, dim)."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None, key: Tensor | None = None) -> Tensor:
+        """x: (B, N, dim); context: keys and values from `self.cross.keys_values`; key: int64 (B,), from which each
+        sample's dropout is drawn, None for none. Returns (B, N, dim)."""
+        x = x + self._branch(self.attention(self.norm1(x)), key, 1)
         if context is not None:
-            x = x + self.dropout(self.cross(self.norm_cross(x), context))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+            x = x + self._branch(self.cross(self.norm_cross(x), context), key, 2)
+        hidden = self.mlp[1](self.mlp[0](self.norm2(x)))
+        if key is not None:
+            hidden = dropped(hidden, self.rate, key + 3)
+        return x + self._branch(self.mlp[2](hidden), key, 4)
+
+    def _branch(self, branch: Tensor, key: Tensor | None, number: int) -> Tensor:
+        return branch if key is None else dropped(branch, self.rate, key + number, whole=True)
+
+
+def dropped(x: Tensor, rate: float, key: Tensor, whole: bool = False) -> Tensor:
+    """Dropout that follows a sample, whatever the batch and the process it is in: x (B, ...), key int64 (B,).
+
+    whole: all of a sample's values or none. The random numbers are a hash of key and place (lowbias32 of Chris
+    Wellons, twice), so that no generator has a state, and recomputed activations are the same.
+    """
+    if rate == 0:
+        return x
+    count = 1 if whole else x[0].numel()
+    value = (torch.arange(count, device=x.device) + _hashed(key)[:, None]) & 0xFFFFFFFF  # (B, count)
+    keep = _hashed(value) >= rate * 2**32
+    return x * keep.view(-1, *([1] * (x.ndim - 1) if whole else x.shape[1:])) / (1 - rate)
+
+
+def _hashed(value: Tensor) -> Tensor:
+    """A hash of 32 bits, of the lower 32 bits of an int64 tensor."""
+    value = value & 0xFFFFFFFF
+    value = ((value ^ (value >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    value = ((value ^ (value >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return value ^ (value >> 16)

@@ -7,6 +7,7 @@ from model.diffusion.bits import bits_to_codes, codes_to_labels, expected_bits, 
 from model.diffusion.schedule import add_noise
 from model.network.config import NUM_CLASSES, ModelConfig
 from model.network.encoder import Features, ImageEncoder
+from model.network.published import PublishedUNet, initialize
 from model.network.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
 
 
@@ -18,9 +19,9 @@ class Pix2SeqD(nn.Module):
         self.config = c = config
         self.encoder = ImageEncoder(
             c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels,
-            c.map_stride, detail=PIXEL_DIM if c.detail else 0,
+            c.map_stride, PIXEL_DIM if c.detail else 0, c.dropout, c.published,
         )  # fmt: skip
-        self.denoiser = TransUNet(
+        self.denoiser = (PublishedUNet if c.published else TransUNet)(
             bits=c.bits,
             out_channels=sum(c.code_sizes) if c.loss == "softmax" else c.bits,
             history_masks=len(c.history_offsets),
@@ -33,19 +34,21 @@ class Pix2SeqD(nn.Module):
             heads=c.transformer_heads,
             self_conditioning=c.self_conditioning,
             patch=c.patch,
-            dropout=c.dropout,
             located=c.located,
         )
+        if c.published:
+            initialize(self)
 
     def compile_parts(self) -> None:
         """Compile encoder and denoiser in place: the keys of the state dict stay as they are."""
         self.encoder.compile()
         self.denoiser.compile()
 
-    def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None) -> Features:
-        """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's."""
+    def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None, key: Tensor | None = None) -> Features:
+        """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's.
+        key: int64 (B,), what each sample's dropout is drawn from; None for none."""
         height, width = mask_size or self.config.mask_size
-        return self.encoder(image, (height // self.config.patch, width // self.config.patch), (height, width))
+        return self.encoder(image, (height // self.config.patch, width // self.config.patch), (height, width), key)
 
     def condition(self, features: Features, history: Tensor | None) -> Condition:
         """history: analog bits (B, T * bits, h, w), oldest first, zeros where unknown; None: none at all."""
@@ -80,15 +83,16 @@ class Pix2SeqD(nn.Module):
         self_condition: Tensor | None = None,
         realign: tuple[Tensor, Tensor, Tensor] | None = None,
         grid: Grid | None = None,
+        key: Tensor | None = None,
     ) -> Tensor:
         """The training path, whole: encode, condition, predict. Returns float32.
 
         self_condition: bool (B,), which samples are given their own first estimate (Bit Diffusion, section 2.3).
         realign: bool (B,), times (B,), noise (B, bits, h, w): which samples are denoised from their own estimate,
         noised again to an earlier time (self-aligned denoising; DDP, arXiv 2303.17559, section 3.3).
-        grid: answer only for these rows and columns.
+        grid: answer only for these rows and columns. key: of the encoder's dropout (`encode`).
         """
-        condition = self.condition(self.encode(image, x.shape[-2:]), history)
+        condition = self.condition(self.encode(image, x.shape[-2:], key), history)
         if realign is not None:
             chosen, t_next, noise = realign
             with torch.no_grad():

@@ -24,8 +24,10 @@ from model.network.layers import (
     apply,
     conv3x3,
     coordinates,
+    from_patches,
     group_norm,
     position_encoding,
+    to_patches,
     zero_init,
 )
 
@@ -78,7 +80,6 @@ class TransUNet(nn.Module):
         heads: int,
         self_conditioning: bool,
         patch: int = 1,
-        dropout: float = 0.0,
         located: bool = False,
     ):
         """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
@@ -97,27 +98,26 @@ class TransUNet(nn.Module):
         self.conv_place = self.pixel_place = None
         if located:
             self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
-            self.pixel_place = nn.Conv2d(COORDINATES, PIXEL_DIM, 1, bias=False) if patch > 1 else None
+            if patch > 1:
+                self.pixel_place = nn.Conv2d(COORDINATES, PIXEL_DIM, 1, bias=False)
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         channels = dim
         for i, width in enumerate(widths):
-            self.down.append(ResidualBlock(channels, width, time_dim, dropout))
+            self.down.append(ResidualBlock(channels, width, time_dim))
             last = i == len(widths) - 1
             self.downsample.append(nn.Identity() if last else conv3x3(width, width, stride=2))
             channels = width
 
         self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
         self.time_token = nn.Linear(time_dim, transformer_dim)
-        self.transformer = nn.ModuleList(
-            TransformerLayer(transformer_dim, heads, context_dim, dropout) for _ in range(depth)
-        )
+        self.transformer = nn.ModuleList(TransformerLayer(transformer_dim, heads, context_dim) for _ in range(depth))
         self.from_tokens = zero_init(nn.Conv2d(transformer_dim, channels, 1))
 
         self.up = nn.ModuleList()
         for width in reversed(widths):
-            blocks = [ResidualBlock(channels + width, width, time_dim, dropout), ResidualBlock(width, width, time_dim)]
+            blocks = [ResidualBlock(channels + width, width, time_dim), ResidualBlock(width, width, time_dim)]
             self.up.append(nn.ModuleList(blocks))
             channels = width
         self.norm_out = group_norm(dim)
@@ -131,13 +131,15 @@ class TransUNet(nn.Module):
         """features: of the image; history: analog bits (B, T * bits, h, w), zeros where unknown; None: all zeros."""
         first = self.conv_image(features.map)
         if history is not None and self.conv_history is not None:
-            first = first + self.conv_history(F.pixel_unshuffle(history.to(features.map.dtype), self.patch))
+            first = first + self.conv_history(to_patches(history.to(features.map.dtype), self.patch))
         if self.conv_place is not None:
             first = first + self.conv_place(coordinates(*first.shape[-2:], first.device))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
         detail = features.detail
-        if self.pixel_place is not None and detail is not None:
-            detail = detail + self.pixel_place(coordinates(*detail.shape[-2:], detail.device))
+        if self.pixel_place is not None:
+            height, width = (n * self.patch for n in first.shape[-2:])
+            place = self.pixel_place(coordinates(height, width, first.device))
+            detail = place.expand(len(first), -1, -1, -1) if detail is None else detail + place
         return Condition(first, cross, detail)
 
     def modulation(self, t: Tensor) -> Modulation:
@@ -162,7 +164,7 @@ class TransUNet(nn.Module):
         # fmt: off
         if x0_previous is not None:
             x = torch.cat([x, x0_previous], dim=1)
-        x = F.pixel_unshuffle(x, self.patch)                                  # (B, C, h, w) in patches from here on
+        x = to_patches(x, self.patch)                                         # (B, C, h, w) in patches from here on
         x = self.conv_in(x) + condition.first                                 # (B, dim, h, w)
 
         # Down
@@ -203,7 +205,7 @@ class TransUNet(nn.Module):
             pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
             pixels = pixels[:, top::stride, left::stride].flatten()
             weight, bias = weight[pixels], bias[pixels]
-        x = F.pixel_shuffle(F.conv2d(x, weight, bias), self.patch // stride)
+        x = from_patches(F.conv2d(x, weight, bias), self.patch // stride)
         if detail is not None:
             x = x + detail[..., top::stride, left::stride]
         return self.conv_out(F.silu(x))

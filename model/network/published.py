@@ -1,0 +1,157 @@
+"""The denoiser of Pix2Seq-D as released (google-research/pix2seq, architectures/transunet.py), layer for layer.
+
+What differs from unet.py: the first convolution has a norm; skips are taken after each block and each downsampling, so
+that a level on the way up has two; upsampling ends with a convolution; a sum of two is divided by sqrt 2; the lowest
+level is the transformer's output, not added to its input, and the time is one more token there; up to 32 groups of four
+channels or more; the answer is a 1x1 convolution; and the network is told gamma(t), not t.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.diffusion.schedule import gamma
+from model.network.layers import (
+    ResidualBlock,
+    TimeEmbedding,
+    TransformerLayer,
+    apply,
+    conv3x3,
+    group_norm,
+    position_encoding,
+    zero_init,
+)
+from model.network.unet import Condition, Grid, Modulation, TransUNet
+
+SMALLEST_GROUP = 4  # channels
+TIME_FACTOR = 1e4  # of gamma before its sinusoid
+
+
+class PublishedUNet(TransUNet):
+    """With the `condition` of a TransUNet, and the same inputs and outputs."""
+
+    def __init__(
+        self,
+        bits: int,
+        out_channels: int,
+        history_masks: int,
+        map_channels: int,
+        context_dim: int,
+        dim: int,
+        multipliers: Sequence[int],
+        depth: int,
+        transformer_dim: int,
+        heads: int,
+        **_: object,
+    ):
+        """As a TransUNet's."""
+        nn.Module.__init__(self)
+        self.patch, self.conv_place, self.pixel_place = 1, None, None
+        time_dim, widths = 4 * dim, [dim * m for m in multipliers]
+        self.time = TimeEmbedding(time_dim, waves=dim, factor=TIME_FACTOR)
+        self.conv_in = nn.Conv2d(bits, dim, 1)
+        self.conv_image = nn.Conv2d(map_channels, dim, 1, bias=False)
+        self.conv_history = nn.Conv2d(bits * history_masks, dim, 1, bias=False) if history_masks else None
+        self.norm_in = group_norm(dim, SMALLEST_GROUP)
+
+        def block(into: int, out: int) -> ResidualBlock:
+            return ResidualBlock(into, out, time_dim, SMALLEST_GROUP, factor=math.sqrt(0.5))
+
+        # Down: a block, then a convolution of stride 2 but on the lowest level
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        channels, skips = dim, [dim]
+        for i, width in enumerate(widths):
+            self.down.append(block(channels, width))
+            skips.append(width)
+            if i < len(widths) - 1:
+                self.downsample.append(conv3x3(width, width, stride=2))
+                skips.append(width)
+            channels = width
+
+        self.norm_tokens = group_norm(channels, SMALLEST_GROUP)
+        self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
+        self.time_token = nn.Linear(time_dim, transformer_dim)
+        self.transformer = nn.ModuleList(TransformerLayer(transformer_dim, heads, context_dim) for _ in range(depth))
+        self.norm_map = group_norm(transformer_dim, SMALLEST_GROUP)
+        self.from_tokens = nn.Conv2d(transformer_dim, transformer_dim, 1)
+
+        # Up: two blocks, each with a skip, then upsampling and a convolution but on the highest level
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        channels = transformer_dim
+        for i, width in reversed(list(enumerate(widths))):
+            blocks = [block(channels + skips.pop(), width), block(width + skips.pop(), width)]
+            self.up.append(nn.ModuleList(blocks))
+            if i > 0:
+                self.upsample.append(conv3x3(width, width))
+            channels = width
+        self.norm_out = group_norm(dim, SMALLEST_GROUP)
+        self.conv_out = zero_init(nn.Conv2d(dim, out_channels, 1))
+
+    def modulation(self, t: Tensor) -> Modulation:
+        return super().modulation(gamma(t))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | Modulation,
+        condition: Condition,
+        x0_previous: Tensor | None = None,
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """As TransUNet.forward; x0_previous must be None."""
+        scales, token = t if isinstance(t, Modulation) else self.modulation(t)
+        scales = iter(scales)
+        # fmt: off
+        x = self.norm_in(self.conv_in(x) + condition.first)                   # (B, dim, h, w)
+
+        # Down
+        skips = [x]
+        for i, block in enumerate(self.down):
+            x = apply(block, x, next(scales), recompute=self.recompute)
+            skips.append(x)
+            if i < len(self.downsample):
+                x = self.downsample[i](x)                                     # (B, width, h/2, w/2)
+                skips.append(x)
+
+        # Transformer on the lowest level, with the time as its last token
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.to_tokens(self.norm_tokens(x)), "b c h w -> b (h w) c")
+        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device, relative=True)
+        token = token[:, None].expand(len(tokens), -1, -1).to(tokens.dtype)
+        tokens = torch.cat([tokens, token], dim=1)                            # (B, N + 1, D)
+        for layer, keys_values in zip(self.transformer, condition.cross, strict=True):
+            tokens = apply(layer, tokens, keys_values, recompute=self.recompute)
+        x = rearrange(tokens[:, :-1], "b (h w) c -> b c h w", h=h).to(x.dtype)
+        x = self.from_tokens(self.norm_map(x))                                # (B, D, h, w)
+
+        # Up
+        for i, blocks in enumerate(self.up):
+            for block in blocks:
+                x = apply(block, torch.cat([x, skips.pop()], dim=1), next(scales), recompute=self.recompute)
+            if i < len(self.upsample):
+                x = self.upsample[i](F.interpolate(x, skips[-1].shape[-2:], mode="nearest"))
+        x = F.silu(self.norm_out(x))
+        stride, top, left = grid or (1, 0, 0)
+        return self.conv_out(x[..., top::stride, left::stride])               # (B, out_channels, h, w)
+        # fmt: on
+
+
+def initialize(model: nn.Module) -> None:
+    """As the released code begins: convolutions and linear layers but the backbone's from a uniform distribution of
+    variance 2 / (inputs + outputs) (Glorot and Bengio, 2010), biases zero; the last layers of branches and network
+    zero. The history's kernels are zero until a history has been seen."""
+    backbone = {*model.encoder.stem.modules(), *model.encoder.stages.modules()}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module not in backbone:
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    zero = [m.conv2 for m in model.modules() if isinstance(m, ResidualBlock)]
+    for module in (*zero, model.denoiser.conv_out):
+        zero_init(module)
+    if model.denoiser.conv_history is not None:
+        nn.init.zeros_(model.denoiser.conv_history.weight)

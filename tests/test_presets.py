@@ -1,0 +1,54 @@
+"""The presets and the choices of a model: each trains with a gradient in every parameter."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from small import reduced, scene
+
+from model import PRESETS, Pix2SeqD
+from model.diffusion.draws import draw
+from model.diffusion.loss import LossConfig, training_loss
+from training.fit import to_device
+
+
+def batch_of(config, count=2):
+    """Clips whose image is the scene's, at the image's size."""
+    at_mask = dataclasses.replace(config, image_size=config.mask_size)
+    batch = to_device(torch.utils.data.default_collate([scene(n, at_mask) for n in range(count)]), torch.device("cpu"))
+    batch["image"] = torch.nn.functional.interpolate(batch["image"], tuple(config.image_size))
+    return batch
+
+
+def lively(model):
+    """Nothing starts at zero, so that a gradient reaches all that has a part in the answer."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+CHOICES = [
+    *((preset, {}) for preset in PRESETS),
+    *(("tiny", {"backbone": name, "backbone_norm": norm}) for name, norm in itertools.product(
+        ("resnet10", "resnet50", "cspnet"), ("group", "frozen_batch")) if (name, norm) != ("cspnet", "group")),
+    *(("tiny", {"patch": patch, "detail": detail, "mask_size": mask}) for patch, detail, mask in itertools.product(
+        (1, 2, 4), (False, True), ((256, 512), (128, 256), (64, 128), (32, 64))) if patch > 1 or not detail),
+    *(("base", {"mask_size": mask}) for mask in ((384, 1248), (96, 312), (48, 156))),
+    ("base", {"history_offsets": ()}),
+    ("base", {"backbone": "cspnet", "encoder_depth": 0}),
+    ("tiny", {"encoder_depth": 0, "denoiser_depth": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "changes"), CHOICES)
+def test_every_parameter_has_a_gradient(preset, changes):
+    torch.manual_seed(0)
+    config = reduced(preset, **changes)
+    model = lively(Pix2SeqD(config)).train()
+    draws = draw(0, range(2), model, config.mask_size, "cpu", False)
+    loss, _ = training_loss(model, config, LossConfig(), batch_of(config), draws)
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
