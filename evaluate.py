@@ -6,12 +6,13 @@
   python evaluate.py --predictions data/output --no-evaluate --export kitti_step results/submission
 
 Both folders are searched, with all folders beneath them. Frames are paired by name:
-  KITTI-STEP   <sequence>_<frame>_panoptic.png (R = class, G * 256 + B = id), or the same as <sequence>/<frame>.png
+  KITTI-STEP   <sequence>_<frame>_panoptic.png (R = class, G * 256 + B = id), or
+               <sequence>/<frame>.png
   Cityscapes   <name>_gtFinePanopticParts.tif, <name>_gtFine_instanceIds.png
   COCO         *panoptic*<split>.json + PNGs, with or without track ids
   MOTS         <sequence>/<frame>.png of 16 bits
-Every frame of the ground truth needs one prediction of its size, and there may be no other predictions. Nothing is
-resized and nothing is left out: whatever is wrong is listed, and then there are no figures.
+Every frame of the ground truth needs one prediction of its size, and no other may be there. Nothing
+is resized or left out: whatever is wrong is listed, and then there are no figures.
 """
 
 import argparse

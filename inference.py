@@ -2,7 +2,7 @@
 
     python inference.py                                                data/input -> data/output
     python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
-    python inference.py --input_folder rtsp://HOST/STREAM              a stream, or /dev/video0, until Ctrl-C
+    python inference.py --input_folder rtsp://HOST/STREAM              a stream, until Ctrl-C
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
@@ -97,9 +97,11 @@ def main() -> int:
     if not args.quiet:
         tell_videos(sequences, args.cuts and not args.independent_frames)
     bad = check_files(sequences)
-    if bad and not args.skip_bad_files:
+    no_videos = [fault for path, fault in bad.items() if path in {s.video for s in sequences}]
+    sequences = [s for s in sequences if s.video not in bad]
+    if bad and not (args.skip_bad_files and sequences):
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DataError(f"{bad[0]}{more}; --skip_bad_files does the others")
+        raise DataError(f"{next(iter(bad.values()))}{more}; --skip_bad_files does the others")
     check_given(sequences, args.output_folder, args.use_frames_before)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
@@ -109,7 +111,7 @@ def main() -> int:
     with cli.writable(args.output_folder):
         args.output_folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(args.output_folder, "--output_folder", processes):
-        failures = write_all(args, sequences, predictor, version, processes)
+        failures = no_videos + write_all(args, sequences, predictor, version, processes)
 
     if left_out and processes.is_main_process and not args.quiet:
         print(f"left out: {in_words(left_out)}")

@@ -74,12 +74,11 @@ demo() {
     local world=results/demo/world out=results/demo/output
     .venv/bin/python -m data.streets --output_folder "$world" --split test --videos 3 --frames 24
     .venv/bin/python inference.py --input_folder "$world/kitti_out/video_sequence/test" --output_folder "$out" \
-        --checkpoint results/pretrained/model-tiny.pt --overlay gif
+        --checkpoint results/pretrained/model-tiny.pt --overlay mp4 html
     .venv/bin/python evaluate.py --predictions "$out" --ground_truth "$world" --split test --json results/demo/figures.json
     say ""
-    say "Masks, tracks.jsonl and overlay GIFs are in $out:"
-    ls "$out"/*_overlay.gif
-    say "Look at them, or open visualize.ipynb."
+    say "Masks, tracks.jsonl, films and pages are in $out. Open this page in a browser:"
+    ls "$out"/*_view.html | head -1
 }
 
 cityscapes() {

@@ -140,7 +140,9 @@ def measure_frame(args) -> dict[str, float]:
         with torch.inference_mode():
             ms = median_ms(lambda network=network, batch=batch: network(batch), 1 if args.quick else 3, 1)
         figures[f"reference, network alone, untrained: {name}, ms"] = ms
-        figures[f"  ratio to {args.preset[0]} {args.settings[0]}"] = ms / next(iter(figures.values()))
+        figures[f"  its ratio to {args.preset[0]} {args.settings[0]}: {name.split()[0]}"] = ms / next(
+            iter(figures.values())
+        )
     return figures
 
 

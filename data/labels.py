@@ -95,6 +95,7 @@ def open_image(path: str | Path) -> Image.Image:
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"{path} claims {image.width}x{image.height} pixels; more than {MAX_PIXELS:,} are refused")
+        image.info["stored"] = str(image.tile)  # how deep its pixels are in the file: Pillow keeps 8 bits a colour
         image.load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None

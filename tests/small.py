@@ -1,6 +1,7 @@
 """A very small model and batches for it, shared by the tests."""
 
 import dataclasses
+import os
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ CONFIG = ModelConfig(
     dim=16, multipliers=(1, 2), denoiser_depth=1, transformer_dim=32, transformer_heads=2,
 )  # fmt: skip
 
+DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cpu"))  # of the tests that a GPU can run, for benchmarks/gpu.sh
 SMALLER = {"encoder_dim": 64, "encoder_depth": 1, "encoder_heads": 4, "map_channels": 32, "dim": 32,
            "denoiser_depth": 1, "transformer_dim": 64, "transformer_heads": 4}  # fmt: skip
 
@@ -28,7 +30,7 @@ FLAGS = tuple(
     "--preset tiny --image_size 32 64 --mask_size 16 32 --code_bits 5 5 --backbone resnet10 "  # noqa: SIM905
     "--encoder_dim 32 --encoder_heads 2 --map_channels 16 --patch 1 --no-detail "
     "--dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 --batch_size 4 "
-    "--num_workers 0 --device cpu --mixed_precision no --quiet".split()
+    "--num_workers 0 --device cpu --mixed_precision no --quiet --cache none".split()
 )
 
 

@@ -30,8 +30,15 @@ def run(monkeypatch, module, *words):
     return end.value.code
 
 
-def test_speed_measures_each_section(monkeypatch, tmp_path, weights, capfd):
-    AcceleratorState._reset_state(reset_partial_state=True)  # of tests in another precision
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate allows one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_speed_measures_each_section(monkeypatch, tmp_path, weights, capfd, fresh_accelerator):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", CONFIG)
     assert not run(monkeypatch, speed, "--quick", "--checkpoint", weights, "--json", tmp_path / "all.json")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from painted import FORMAT, Broken, Painted, make_kitti, same
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from data.clips import cache
 from data.clips.cache import Cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
-from data.clips.transforms import Augmentation, content_size
+from data.clips.transforms import Augmentation
 from data.labels import VOID, DataError, write_image
 from data.sets import kitti_step
 from data.sets.cityscapes import Cityscapes, read_target
@@ -351,7 +353,7 @@ def test_cache_is_smaller_keyed_and_survives_damage(tmp_path):
     cached.fill(quiet=True)
     assert not list(cached.folder.glob("*.part"))
     image, semantic, instance = cached.read(3)
-    assert image.shape[:2] == semantic.shape == content_size((60, 128), (36, 72))
+    assert image.shape[:2] == semantic.shape == (35, 75)  # the size by area of (24, 48), times 1.5, rounded up
     assert set(np.unique(instance)) <= set(np.unique(source.read_labels(3)[1]))
     stored = sorted(cached.folder.glob("*.frame"))
     assert len(stored) == 4
@@ -363,6 +365,38 @@ def test_cache_is_smaller_keyed_and_survives_damage(tmp_path):
     assert Cached(source, (24, 48), tmp_path / "cache").folder != cached.folder
     make_kitti(root / "train", (2,))  # written again: another time of change
     assert Cached(KittiStep(root), (24, 48), tmp_path / "cache", margin=1.5).folder != cached.folder
+
+
+def test_a_portrait_frame_is_stored_whole(tmp_path):
+    """Its crops may lie anywhere: nothing of it is cut, and nothing is stored larger than it is."""
+    assert Cached(Painted(size=(96, 48)), (24, 96), tmp_path).read(0)[0].shape == (68, 34, 3)
+    assert Cached(Painted(size=(24, 48)), (48, 96), tmp_path, margin=2.0).read(0)[0].shape == (24, 48, 3)
+
+
+def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room(tmp_path, monkeypatch):
+    make_kitti(tmp_path / "kitti" / "train")
+    source, said = KittiStep(tmp_path / "kitti"), []
+    through = cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append)
+    assert "0.0 GB" in said[0] and through.missing_bytes() == 4 * (8 + 6 * 35 * 75)
+    image = through.read(0)[0]
+    assert cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * (8 + 6 * 35 * 75)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:  # full while it is filled
+        patch.setattr(cache.tempfile, "mkstemp", full)
+        assert through.read(1)[0].shape == image.shape and not through._path(1).exists()
+        assert through.read_labels(1)[0].shape == image.shape[:2]
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    assert (
+        cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append) is source and "none is silent" in said[-1]
+    )
+    (tmp_path / "file").touch()
+    assert cache.cached(source, (24, 48), tmp_path / "file", 1.5, said.append) is source
+    assert "cannot be written" in said[-1]
+    painted = Painted()  # is made, not read
+    assert cache.cached(painted, (24, 48), tmp_path / "cache", 1.5, said.append) is painted
 
 
 @needs_kitti

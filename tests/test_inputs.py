@@ -56,6 +56,9 @@ def film(path, frames=3, size=(32, 48), fps=10):
         ["0bcef9c4", "4dedb224", "5e732a18", "a1", "b77f"],
         ["a 9", "a 10", "a 100"],
         ["2", "poster", "sunset"],
+        ["31.12.2023_23-59-59", "01.01.2024_00-00-00"],
+        ["f_-2", "f_-1", "f_0", "f_1"],
+        ["0008", "0009", "000a", "000b", "0010"],
     ],
     ids=lambda names: names[0],
 )
@@ -147,7 +150,7 @@ def test_hidden_system_and_linked_folders(tmp_path, capfd):
     names = [f.output.as_posix() for s in find_sequences(source, left_out) for f in s.frames]
     assert names == ["1_panoptic.png", "2_panoptic.png", "linked/7_panoptic.png"]
     assert {reason: [p.name for p in paths] for reason, paths in left_out.items()} == {
-        "a broken link": ["3.png"], ".txt files": ["notes.txt"]
+        "broken links": ["3.png"], ".txt files": ["notes.txt"], "linked twice": ["back"]
     }  # fmt: skip
 
 
@@ -163,6 +166,8 @@ def test_unreadable_folders_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     left_out = {}
     assert len(list(walk(source, left_out))) == 1 and left_out == {"unreadable": [source / "shut"]}
+    with pytest.raises(PermissionError, match="shut"):  # a data set is whole, or there is none
+        list(walk(source))
 
 
 def test_what_is_left_out_is_told_at_the_end(weights, tmp_path, capfd):
@@ -252,6 +257,22 @@ def test_pixels_that_are_none_are_refused(tmp_path, value):
         read_image(tmp_path / "a.tif")
 
 
+def test_colours_of_twelve_bits_in_sixteen_are_refused(tmp_path):
+    """Pillow would show black."""
+    for shift in (0, 4):
+        deep = np.full((8, 8, 3), 60_000 >> shift, np.uint16)
+        with av.open(str(tmp_path / f"{shift}.png"), "w", format="image2") as container:
+            stream = container.add_stream("png")
+            stream.width, stream.height, stream.pix_fmt = 8, 8, "rgb48be"
+            frame = av.VideoFrame.from_ndarray(deep, "rgb48be")
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert (read_image(tmp_path / "0.png") == 60_000 >> 8).all()
+    with pytest.raises(DataError, match=r"4\.png cannot be used: its colours have 12 bits"):
+        read_image(tmp_path / "4.png")
+    with pytest.raises(ValueError, match="12 bits"):
+        to_rgb(Image.open(tmp_path / "4.png"))
+
+
 def test_script_and_api_see_the_same(weights, tmp_path):
     from model import StreamConfig, VideoPredictor
 
@@ -304,7 +325,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
         cover, main = container.add_stream("mjpeg", rate=1), container.add_stream("libx264", rate=10)
         cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
         main.width, main.height, main.pix_fmt = 48, 32, "yuv420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         for stream, size, count in ((cover, 16, 1), (main, (32, 48), 3)):
             for n in range(count):
                 shape = (size, size, 3) if isinstance(size, int) else (*size, 3)
@@ -377,6 +398,16 @@ def test_a_folder_of_videos_a_pattern_and_one_picture(weights, tmp_path, capfd):
     assert list(masks(tmp_path / "out")) == ["one.jfif_panoptic.png"]
     assert infer(capfd, weights, tmp_path / "in", tmp_path / "all", overlay="mp4").status == 0
     assert "deep/c_000001_panoptic.png" in masks(tmp_path / "all") and (tmp_path / "all/deep/c_overlay.mp4").exists()
+
+
+def test_a_bad_video_is_found_before_the_others_are_done(weights, tmp_path, capfd):
+    (tmp_path / "in").mkdir()
+    film(tmp_path / "in/a.mp4")
+    (tmp_path / "in/b.mp4").write_bytes(b"x")
+    assert "b.mp4 cannot be decoded" in infer(capfd, weights, tmp_path / "in", tmp_path / "out").message
+    assert not (tmp_path / "out").exists()
+    result = infer(capfd, weights, tmp_path / "in", tmp_path / "out", "--skip_bad_files")
+    assert result.status == 1 and "b.mp4 cannot be decoded" in result.err and len(masks(tmp_path / "out")) == 3
 
 
 def test_a_stream_by_its_address_until_it_is_interrupted(weights, tmp_path, capfd, monkeypatch):
@@ -455,3 +486,16 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(weights, tmp_path, 
     result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out", "--overlay", "gif", "mp4")
     assert "No space left on device; make room" in result.message and ".inference" in result.message
     assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_what_nobody_thought_of_is_one_line_that_names_the_frame(weights, tmp_path, capfd, monkeypatch):
+    import inference
+
+    folder_of(tmp_path / "in", ["1.png"])
+    monkeypatch.setattr(inference.VideoPredictor, "predict", lambda *_: 1 / 0)
+    result = infer(capfd, weights, tmp_path / "in", tmp_path / "out")
+    (line,) = result.err.strip().splitlines()
+    assert result.status == 1 and "ZeroDivisionError: division by zero" in line and "1.png" in line
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises((ZeroDivisionError, pytest.fail.Exception)):
+        infer(capfd, weights, tmp_path / "in", tmp_path / "out")

@@ -73,14 +73,10 @@ def committed() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, 4)
 
 
-def test_it_is_committed_whole_and_small(committed):
+def test_it_is_committed_without_outputs(committed):
+    """Outputs are pictures of somebody's frames, and of weights that have changed since."""
     cells = [cell for cell in committed.cells if cell.cell_type == "code"]
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert all(cell.execution_count for cell in cells) and not [o for o in outputs if o.output_type == "error"]
-    assert sum(str(o).count("data:image/gif;base64") for o in outputs) == len(FILMS)
-    assert NOTEBOOK.stat().st_size < 1_000_000
-    text = re.sub(r"[A-Za-z0-9+/=\n\\]{200,}", "", NOTEBOOK.read_text())  # without the pictures
-    assert not re.search(r"/(home|root|tmp|Users|work|var)/", text)
+    assert cells and not any(cell.outputs or cell.execution_count for cell in cells)
 
 
 def test_it_is_thin(committed):

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from small import reduced, scene
+from small import DEVICE, reduced, scene
 
 from model import PRESETS, Pix2SeqD
 from model.diffusion.draws import draw
@@ -16,7 +16,7 @@ from training.fit import to_device
 def batch_of(config, count=2):
     """Clips whose image is the scene's, at the image's size."""
     at_mask = dataclasses.replace(config, image_size=config.mask_size)
-    batch = to_device(torch.utils.data.default_collate([scene(n, at_mask) for n in range(count)]), torch.device("cpu"))
+    batch = to_device(torch.utils.data.default_collate([scene(n, at_mask) for n in range(count)]), DEVICE)
     batch["image"] = torch.nn.functional.interpolate(batch["image"], tuple(config.image_size))
     return batch
 
@@ -46,8 +46,8 @@ CHOICES = [
 def test_every_parameter_has_a_gradient(preset, changes):
     torch.manual_seed(0)
     config = reduced(preset, **changes)
-    model = lively(Pix2SeqD(config)).train()
-    draws = draw(0, range(2), model, config.mask_size, "cpu", False)
+    model = lively(Pix2SeqD(config)).train().to(DEVICE)
+    draws = draw(0, range(2), model, config.mask_size, DEVICE, False)
     loss, _ = training_loss(model, config, LossConfig(), batch_of(config), draws)
     loss.backward()
     assert loss.isfinite()

@@ -38,7 +38,7 @@ def script_of(command: str) -> tuple[str, list[str]] | None:
 
 def test_there_is_something_to_check():
     scripts = {found[0] for command in COMMANDS if (found := script_of(command))}
-    assert {"train.py", "pretrain.py", "inference.py", "evaluate.py", "benchmarks/sampling.py"} <= scripts
+    assert {"train.py", "pretrain.py", "inference.py", "evaluate.py", "benchmarks/quality.py"} <= scripts
 
 
 @pytest.mark.parametrize("command", COMMANDS)

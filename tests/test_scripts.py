@@ -103,7 +103,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp
     assert resolved["ModelConfig"]["image_size"] == [32, 64] and resolved["preset"] == "tiny"
     assert resolved["HistoryConfig"]["history_dropout"] == 0.2 and "flip" in resolved["Augmentation"]
     base = json.loads(call(capfd, "pretrain", "--preset", "base", "--dry_run").out)
-    assert base["ModelConfig"]["backbone_norm"] == "frozen_batch" and base["TrainingConfig"]["steps"] == 30_000
+    assert base["ModelConfig"]["backbone_norm"] == "frozen_batch" and base["TrainingConfig"]["steps"] == 4_650
 
 
 # ---------------------------------------------------------------------------------------------------------------------

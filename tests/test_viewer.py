@@ -13,7 +13,7 @@ import cli
 from data.draw.figures import error_map, match_tracks
 from data.draw.render import overlay
 from data.draw.shown import Shown
-from data.draw.viewer import Page, ShownClass, inline, write_pages
+from data.draw.viewer import Page, ShownClass, inline
 from data.draw.viewer import __main__ as command
 from data.draw.viewer.coding import (
     _read_varints,
@@ -28,6 +28,7 @@ from data.draw.viewer.coding import (
     varints,
 )
 from data.draw.viewer.errors import Comparison
+from data.draw.viewer.folders import write_pages
 from data.draw.viewer.page import SCRIPTS, SOURCE
 from data.io.video import VideoWriter
 from data.labels import CAR, NUM_CLASSES, PERSON, VOID, DataError, read_image, write_image, write_panoptic

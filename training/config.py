@@ -15,7 +15,7 @@ class TrainingConfig:
 
     steps: Annotated[int, "optimizer steps"] = 30_000
     batch_size: Annotated[int, "samples of one step, over all processes"] = 16
-    accumulate: Annotated[int | str, "slices that a step works through, or auto: by the free memory"] = "auto"
+    accumulate: Annotated[int | str, "slices of a step, or auto: by the free memory"] = "auto"
     optimizer: Annotated[str, "adamw, as published, or muon on matrices and kernels", OPTIMIZERS] = "adamw"
     lr: Annotated[float, "learning rate after the warm-up"] = 1e-4
     backbone_lr: Annotated[float, "learning rate of the backbone, as a share of --lr; below 1 by AdamW"] = 1.0
@@ -35,7 +35,7 @@ class TrainingConfig:
     milestone: Annotated[int, "each so-manyth checkpoint is kept whatever --keep says; 0: none"] = 10
     validate_every: Annotated[int, "steps between validations on held-out clips; 0: never"] = 1000
     seed: Annotated[int, "of weights, data order, augmentation and noise"] = 42
-    num_workers: Annotated[int | str, "loader processes for each training process, or auto: by the cores"] = "auto"
+    num_workers: Annotated[int | str, "loader processes, or auto: by the cores"] = "auto"
     compile: Annotated[bool, "compile the network with torch.compile, on a GPU"] = False
     recompute: Annotated[bool, "gradient checkpointing: less memory, a third more to compute"] = False
     deterministic: Annotated[bool, "on a GPU, too, resume to the bit; slower"] = False

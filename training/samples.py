@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.clips.cache import Cached
+from data.clips.cache import cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
 from data.labels import DataError
@@ -50,8 +50,9 @@ def training_stream(
     if args.history_from:
         folder = Path(args.results_folder) / "own_history"
         own = [predicted_history(s, args.history_from, folder, image_size, accelerator, args.quiet) for s in sources]
-    if args.cache:
-        sources = [Cached(source, image_size, args.cache) for source in sources]
+    if args.cache != Path("none"):
+        margin = max(settings.augmentation.scale_range[1], 1.0)
+        sources = [cached(source, image_size, args.cache, margin, accelerator.print) for source in sources]
     clips = [
         Clips(source, fmt, settings.augmentation, history_config=settings.history, own_history=predicted)
         for source, predicted in zip(sources, own, strict=True)

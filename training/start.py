@@ -48,7 +48,7 @@ def fast_kernels(deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def slices(
     if free is None:
         torch.cuda.empty_cache()
         free, peak = torch.cuda.mem_get_info(accelerator.device)[0], _cuda_peak
-    one, two = (peak(lambda count=count: _try(model, loss, config, accelerator, count)) for count in (1, 2))
+    one, two = (peak(lambda count=count: one_batch(model, loss, config, accelerator, count)) for count in (1, 2))
     weights = sum(p.nbytes for p in model.parameters())
     # Averaged weights and the optimizer's two momenta; what is sent to other processes
     later = weights * (4 if accelerator.num_processes > 1 else 3)
@@ -202,7 +202,7 @@ def slices(
     return number
 
 
-def _try(model: Pix2SeqD, loss: LossConfig, config: TrainingConfig, accelerator: Accelerator, count: int) -> None:
+def one_batch(model: Pix2SeqD, loss: LossConfig, config: TrainingConfig, accelerator: Accelerator, count: int) -> None:
     """Forward and backward of a batch of so many samples, as in training; no weight changes."""
     c, device = model.config, accelerator.device
     maps = torch.zeros(count, len(c.history_offsets) + 1, *c.mask_size, dtype=torch.uint8, device=device)

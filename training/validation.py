@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from data.draw import render
 from data.labels import CLASS_NAMES, DataError, write_image
-from data.sets.frames import FrameSource, usual_step
+from data.sets.frames import FrameSource, whole_runs
 from metrics import Evaluation
 from model import Pix2SeqD, StreamConfig, VideoPredictor
 
@@ -80,15 +80,7 @@ def first_frames(source: FrameSource, videos: int, frames: int) -> list[list[int
     if not source.is_video:
         chosen = np.linspace(0, len(source.frames) - 1, min(videos * frames, len(source.frames))).astype(int)
         return [[int(i)] for i in chosen]
-    by_sequence: dict[str, list[int]] = {}
-    for i, frame in enumerate(source.frames):
-        by_sequence.setdefault(frame.sequence, []).append(i)
-    result = []
-    for positions in list(by_sequence.values())[:videos]:
-        numbers = [source.frames[i].number for i in positions]
-        step = usual_step(numbers)
-        run = 1
-        while run < min(frames, len(positions)) and numbers[run] - numbers[run - 1] == step:
-            run += 1
-        result.append(positions[:run])
-    return result
+    first: dict[str, list[int]] = {}
+    for run in whole_runs(source.frames):
+        first.setdefault(source.frames[run[0]].sequence, run[:frames])
+    return list(first.values())[:videos]

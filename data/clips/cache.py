@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import math
 import os
+import shutil
 import struct
 import tempfile
 from dataclasses import is_dataclass
@@ -12,33 +13,45 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.clips.transforms import View, content_size, view_image, view_labels
+from data.clips.transforms import View, view_image, view_labels
+from data.io.pixels import area_scale
 from data.labels import MAX_ID, DataError
 from data.sets.frames import FrameSource
 
 HEADER = struct.Struct("<ii")
-VERSION = 1  # of the file format below: part of the key, so that another version makes a cache of its own
+VERSION = 2  # of the file format below: part of the key, so that another version makes a cache of its own
+
+
+FILL = 0.9  # of the free disk, at most
 
 
 class Cached:
-    """A FrameSource whose frames are stored at `margin` times the size that fits `image_size`, never enlarged.
+    """A FrameSource whose frames are stored at the size by area of `image_size` times `margin`, never enlarged.
 
     Each frame is one file in `folder/<name>-<split>-<key>`, made when it is first read or up front by `fill`, through
-    a temporary file and a rename, so that any number of workers and processes can share it. The key covers root,
-    split, sizes, and every file's name, size and time of change; a data set without files is keyed by its
-    settings and its code.
+    a temporary file and a rename, so that any number of workers and processes can share it, and a run that goes on
+    finds what is there. The key covers root, split, sizes, and every file's name, size and time of change; a data set
+    without files is keyed by its settings and its code. Where a frame cannot be stored, as on a full disk, it is made
+    each time.
 
-    The margin leaves pixels for the scale jitter to enlarge. Labels are resized by nearest neighbour, so a small
-    instance can lose its last pixel: for training, not for evaluation.
+    The margin is the largest scale of the jitter: what is enlarged to it keeps its sharpness. Labels are resized by
+    nearest neighbour, so a small instance can lose its last pixel: for training, not for evaluation.
     """
 
-    def __init__(self, source: FrameSource, image_size: tuple[int, int], folder: str | Path, margin: float = 1.25):
+    def __init__(self, source: FrameSource, image_size: tuple[int, int], folder: str | Path, margin: float = 1.0):
         self.source, self.image_size, self.margin = source, tuple(image_size), margin
         self.name, self.tracked, self.is_video = source.name, source.tracked, source.is_video
         self.frames = source.frames
         key = source_key(source, VERSION, self.image_size, margin)
         self.folder = Path(folder) / f"{source.name}-{getattr(source, 'split', 'all')}-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def missing_bytes(self) -> int:
+        """What the frames that are not stored yet will take, about: all of them as large as the first. Raises
+        DataError where that cannot be read."""
+        missing = sum(not self._path(i).exists() for i in range(len(self.frames)))
+        height, width = self._size(self.source.read_labels(0)[0].shape)
+        return missing * (HEADER.size + 6 * height * width)
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         height, width, data = self._stored(i, first_plane=0)
@@ -63,39 +76,66 @@ class Cached:
         A file is height and width as int32, then 6 planes: three with the interleaved RGB, semantic, high and low byte
         of the instance id; its length says whether it is whole.
         """
-        for attempt in range(2):
-            try:
-                with open(self._path(i), "rb") as file:
-                    height, width = HEADER.unpack(file.read(HEADER.size))
-                    if os.fstat(file.fileno()).st_size == HEADER.size + 6 * height * width > HEADER.size:
-                        file.seek(first_plane * height * width, os.SEEK_CUR)
-                        data = bytearray(file.read())  # an array on it can be written to, as one from a source can
-                        return height, width, np.frombuffer(data, np.uint8)
-            except (FileNotFoundError, struct.error):
-                pass  # not made yet, or damaged
-            if attempt == 0:
-                self._make(i)
-        raise DataError(f"{self._path(i)} cannot be read back after writing it")
+        try:
+            with open(self._path(i), "rb") as file:
+                height, width = HEADER.unpack(file.read(HEADER.size))
+                if os.fstat(file.fileno()).st_size == HEADER.size + 6 * height * width > HEADER.size:
+                    file.seek(first_plane * height * width, os.SEEK_CUR)
+                    data = bytearray(file.read())  # an array on it can be written to, as one from a source can
+                    return height, width, np.frombuffer(data, np.uint8)
+        except (FileNotFoundError, struct.error):
+            pass  # not made yet, or damaged
+        height, width, planes = self._make(i)
+        return height, width, planes.ravel()[first_plane * height * width :]
 
-    def _make(self, i: int) -> None:
+    def _size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that a frame is stored at: its aspect, and all of it, as a crop may lie anywhere."""
+        scale = min(1.0, area_scale(frame_size, self.image_size) * self.margin)
+        height, width = (math.ceil(n * scale) for n in frame_size)
+        return height, width
+
+    def _make(self, i: int) -> tuple[int, int, np.ndarray]:
+        """Store a frame; its height, width and planes."""
         image, semantic, instance = self.source.read(i)
         if instance.max(initial=0) > MAX_ID:
             raise DataError(f"frame {self.frames[i]} holds the id {instance.max()}, ids are 0..{MAX_ID}")
-        target = tuple(math.ceil(s * self.margin) for s in self.image_size)
-        size = content_size(semantic.shape, target)
-        if size[0] >= semantic.shape[0]:
-            size = semantic.shape
+        size = self._size(semantic.shape)
         semantic, instance = (view_labels(labels, size, View()) for labels in (semantic, instance))
         image = view_image(image, size, View())
         stored = np.concatenate([image.reshape(3 * size[0], size[1]), semantic, instance >> 8, instance & 255])
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        stored = stored.astype(np.uint8)
+        temporary = None
         try:
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
             with os.fdopen(handle, "wb") as file:
-                file.write(HEADER.pack(*size) + stored.astype(np.uint8).tobytes())
+                file.write(HEADER.pack(*size) + stored.tobytes())
             os.replace(temporary, self._path(i))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        except BaseException as error:
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+        return *size, stored
+
+
+def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
+    """A data set through a cache, announced with its size; as it is where it is made and not read from files, where the
+    disk has no room for it, or where the folder cannot be written."""
+    if any(frame.image is None for frame in source.frames):
+        return source
+    instead = "so frames are decoded each time (slower); --cache PATH takes another folder, --cache none is silent"
+    try:
+        through = Cached(source, image_size, folder, margin)
+        wanted, free = through.missing_bytes(), shutil.disk_usage(folder).free
+    except OSError as error:
+        say(f"cache: {folder} cannot be written ({error.strerror}), {instead}")
+        return source
+    if wanted > FILL * free:
+        say(f"cache: {source.name} needs {wanted / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free, {instead}")
+        return source
+    if wanted:
+        say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
+    return through
 
 
 def _labels(height: int, width: int, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

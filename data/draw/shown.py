@@ -172,7 +172,7 @@ def _truths(folder: Path, inference: Inference, names: list[Path]) -> dict[Path,
     """Predictions' names -> their truth, paired as evaluate.py does."""
     split = folder.name if folder.name in ("train", "test") else "val"
     try:
-        truths = find_labels(folder, split)
+        truths = find_labels(folder, split, {})
     except DataError:
         return {}
     files = [label_file(inference.output / name, inference.output) for name in names]

@@ -16,17 +16,23 @@ def is_hidden(name: str) -> bool:
 
 
 def walk(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
-    """All files beneath a folder, in order, through links (data sets are often linked in), but through none twice."""
+    """All files beneath a folder, in order, through links (data sets are often linked in), but through none twice.
+
+    Raises OSError for a folder that cannot be read, where there is no `left_out` to name it in.
+    """
+    seen, strict = set(), left_out is None
     left_out = {} if left_out is None else left_out
-    seen = set()
 
     def unreadable(error: OSError) -> None:
+        if strict:
+            raise error
         left_out.setdefault("unreadable", []).append(Path(os.fsdecode(error.filename)))
 
     for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
+            left_out.setdefault("linked twice", []).append(Path(parent))
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -34,7 +40,7 @@ def walk(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
             if path.is_file():
                 yield path
             else:
-                left_out.setdefault("a broken link" if path.is_symlink() else "no file", []).append(path)
+                left_out.setdefault("broken links" if path.is_symlink() else "pipes or devices", []).append(path)
 
 
 def in_words(left_out: LeftOut) -> str:

@@ -235,6 +235,6 @@ def _check_outputs(sequences: list[Sequence]) -> None:
             if output in outputs:
                 raise DataError(
                     f"{source} and {outputs[output]} would share the prediction {output}: rename one, or name only one "
-                    "kind, --input_folder 'FOLDER/*.png'"
+                    f"kind, --input_folder 'FOLDER/*{Path(source).suffix}'"
                 )
             outputs[output] = source

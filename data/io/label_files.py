@@ -11,6 +11,7 @@ Layouts, the better one first where a frame is there in several:
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,8 +121,9 @@ def read_header(file: LabelFile) -> tuple[int, int]:
 
 
 def _splits(path: Path, folder: Path) -> set[str]:
-    """Split names among the folders between `folder` and the file, `cityscapes_panoptic_val` among them."""
-    return {word for part in path.relative_to(folder).parts[:-1] for word in [part, *part.split("_")] if word in SPLITS}
+    """Split names among the folders between `folder` and the file, `panoptic_val2017` among them."""
+    words = (word for part in path.relative_to(folder).parts[:-1] for word in (part, *re.split(r"[_\d]+", part)))
+    return {word for word in words if word in SPLITS}
 
 
 def _named(files: list[Path], folder: Path) -> Iterator[LabelFile]:

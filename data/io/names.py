@@ -13,15 +13,20 @@ from data.sets.frames import natural_key
 
 _DECORATION = re.compile(r"(_leftImg8bit|[_.](jpe?g|png|bmp)\.rf\.\w+)$", re.IGNORECASE)  # Cityscapes, Roboflow
 _CLOCK = re.compile(r"(?<!\d)[0-2]\d\D[0-5]\d\D[0-5]\d(?!\d)")
+_DAY_FIRST = re.compile(r"(?<!\d)(\d\d)([-_.])(\d\d)\2(\d{4})(?!\d)")  # 31.12.2023
+_HEX = re.compile(r"[0-9a-f]+", re.IGNORECASE)
+_NUMBER = r"(?:(?<=[_ ])-)?\d+"
 _STAMP = 8  # digits of a date; seconds since 1970 have more
 
 
 def ordered_videos(stems: list[str]) -> list[tuple[str, list[int], list[int]]]:
     """[(what names the video, positions of its frames in `stems`, in order, their numbers)]; one video has no name."""
-    cores = [_DECORATION.sub("", stem) for stem in stems]
-    order = sorted(range(len(stems)), key=lambda i: (natural_key(cores[i]), stems[i]))
-    texts = {i: tuple(re.split(r"\d+", cores[i])) for i in order}
-    digits = {i: re.findall(r"\d+", cores[i]) for i in order}
+    cores = [_DAY_FIRST.sub(r"\4\2\3\2\1", _DECORATION.sub("", stem)) for stem in stems]
+    is_hex = len({len(core) for core in cores}) == 1 and all(_HEX.fullmatch(core) for core in cores)
+    key = str.lower if is_hex else natural_key
+    order = sorted(range(len(stems)), key=lambda i: (key(cores[i]), stems[i]))
+    texts = {i: tuple(re.split(_NUMBER, cores[i])) for i in order}
+    digits = {i: re.findall(_NUMBER, cores[i]) for i in order}
     kinds = Counter(texts.values())
     if 2 * len(kinds) > len(stems):  # names without a system
         return [("", order, list(range(len(order))) if len(order) > 1 else _numbers([digits[i] for i in order]))]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data.draw import render
+from data.draw.viewer.page import Page
 from data.io.files import naming
 from data.io.inputs import InputFrame
 from data.io.video import VideoWriter
@@ -47,14 +48,39 @@ class Film:
             self.video.__exit__(InterruptedError, None, None)
 
 
-WRITERS = {"mp4": Film, "gif": Film, "webp": Film}
+class View:
+    """The page of the viewer, with the same frames and masks."""
+
+    def __init__(self, path: Path, fps: float, _: bool = False):
+        self.path, self.page = path, Page(path, fps=fps)
+        self.page.__enter__()
+
+    def write(self, frame: InputFrame, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
+        with naming(self.path):
+            self.page.add(image, semantic, track, number=frame.number)
+
+    def finish(self) -> str:
+        with naming(self.path):
+            self.page.__exit__(None, None, None)
+        return ""
+
+    def discard(self) -> None:
+        with contextlib.suppress(Exception):
+            self.page.__exit__(InterruptedError, None, None)
+
+
+WRITERS = {"mp4": Film, "gif": Film, "webp": Film, "html": View}
+
+
+def overlay_path(folder: Path, name: str, kind: str) -> Path:
+    return folder / (f"{name}_view.html" if kind == "html" else f"{name}_overlay.{kind}")
 
 
 class Overlays:
     """The overlays of one video, drawn in a thread. The last error is raised by `write` and `finish`."""
 
     def __init__(self, folder: Path, name: str, kinds: list[str], fps: float, colorblind: bool):
-        paths = {kind: folder / f"{name}_overlay.{kind}" for kind in kinds if kind != "none"}
+        paths = {kind: overlay_path(folder, name, kind) for kind in kinds if kind != "none"}
         self.writers = [WRITERS[kind](path, fps, colorblind) for kind, path in paths.items()]
         self.thread = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
@@ -90,7 +116,7 @@ class Overlays:
 def remove_overlays(folder: Path, name: str) -> None:
     for kind in WRITERS:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(folder / f"{name}_overlay.{kind}")
+            os.unlink(overlay_path(folder, name, kind))
 
 
 def narrowed(width: int, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> tuple[np.ndarray, ...]:

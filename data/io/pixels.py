@@ -24,10 +24,14 @@ def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
     brightest pixel. Raises ValueError for anything else.
     """
     if isinstance(image, Image.Image):
+        deep = ";16" in image.info.get("stored", str(getattr(image, "tile", "")))
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":
             return np.repeat(_in_bytes(np.asarray(image))[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        array = np.array(image.convert("RGB"))
+        if deep and 0 < array.max() < 16:  # Pillow keeps the upper 8 of 16 bits
+            raise ValueError("its colours have 12 bits or fewer in 16, which would be seen black; save it with 8")
+        return array
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise ValueError(f"a frame is a uint8 array (H, W, 3) or a PIL image, not {array.dtype} {array.shape}")

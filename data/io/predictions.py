@@ -43,10 +43,20 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def check_files(sequences: list[Sequence]) -> list[str]:
-    """What is wrong with the image files, without decoding sound ones: no image, too large, or cut off at the end."""
-    images = (f.image for s in sequences if s.frames is not None for f in s.frames)
-    return [fault for image in images if (fault := fault_of(image)[0])]
+def check_files(sequences: list[Sequence]) -> dict[Path, str]:
+    """The files that are bad, and why, without decoding sound images: no image, too large, cut off at the end, or a
+    video without a first frame."""
+    faults = {}
+    for sequence in sequences:
+        if sequence.frames is not None:
+            faults |= {f.image: fault for f in sequence.frames if (fault := fault_of(f.image)[0])}
+        elif not is_stream(sequence.video):
+            try:
+                if next(sequence.read(), None) is None:
+                    faults[sequence.video] = f"{sequence.video} holds no frames"
+            except DataError as error:
+                faults[sequence.video] = str(error)
+    return faults
 
 
 def prefetched(

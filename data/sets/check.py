@@ -40,9 +40,7 @@ def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}{more}; mend them, or --skip_bad_files does without")
     if len(unknown) + len(faults) == len(source.frames):
-        raise DataError(
-            f"{source.name}: all {len(source.frames)} frames are void in each pixel, as {unknown[:1] or faults[:1]}"
-        )
+        raise DataError(f"{source.name} has no known pixel: all {len(source.frames)} frames are void, or bad files")
     for problem in faults:
         print(f"bad file: {problem}", file=sys.stderr)
     if unknown:

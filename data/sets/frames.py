@@ -84,8 +84,8 @@ def frame_name(name: str, path: Path, folder: Path) -> str:
 
 def natural_key(text: str) -> list:
     """Sort key that orders digits by their value: frame_9 before frame_10, also where a time stamp has a fraction."""
-    parts = re.split(r"(\d{9,}\.\d+|\d+)", text)
-    return [(0, Decimal(part), "") if part[0].isdecimal() else (1, 0, part) for part in parts if part]
+    parts = re.split(r"(\d{9,}\.\d+|(?:(?<=[_ ])-)?\d+)", text)
+    return [(0, Decimal(part), "") if part[-1].isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:

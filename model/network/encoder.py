@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.network.backbones import STRIDES, build_backbone
-from model.network.layers import TransformerLayer, apply, conv3x3, dropped, group_norm, position_encoding, zero_init
+from model.network.layers import (
+    TransformerLayer,
+    apply,
+    conv3x3,
+    dropped,
+    group_norm,
+    position_encoding,
+    resized,
+    zero_init,
+)
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -54,8 +63,7 @@ class Pyramid(nn.Module):
         for (conv1, norm1, conv2, norm2), n in zip(self.steps, [*self.levels, None], strict=True):
             merged = F.silu(norm1(conv1(merged)))
             size = map_size if n is None else levels[n].shape[-2:]
-            if merged.shape[-2:] != tuple(size):
-                merged = F.interpolate(merged, size, mode="nearest")
+            merged = resized(merged, size)
             if n is not None:
                 merged = merged + levels[n]
             merged = F.silu(norm2(conv2(merged)))
@@ -145,8 +153,7 @@ class ImageEncoder(nn.Module):
         merged = self.lateral[str(len(levels) - 1)](levels[-1])
         for n in reversed(range(self.map_level, len(levels) - 1)):
             merged = self._finer(merged, levels, n)
-        if merged.shape[-2:] != tuple(map_size):
-            merged = F.interpolate(merged, map_size, mode="bilinear", align_corners=False)
+        merged = resized(merged, map_size, "bilinear")
         merged = self.merge(merged)                                          # (B, C, h, w)
 
         # Detail: on to the stem's level, then to the mask's size
@@ -155,13 +162,13 @@ class ImageEncoder(nn.Module):
             y = merged
             for n in reversed(range(1, self.map_level)):
                 y = self._finer(y, levels, n)                                # (B, C, H/4, W/4)
-            y = F.interpolate(self.detail_map(y), levels[0].shape[-2:], mode="nearest")
+            y = resized(self.detail_map(y), levels[0].shape[-2:])
             detail = self.detail(self.detail_stem(levels[0]) + y)            # (B, D, H/2, W/2)
-            detail = F.interpolate(detail, mask_size, mode="bilinear", align_corners=False)
+            detail = resized(detail, mask_size, "bilinear")
         return Features(merged, tokens, detail)                              # (B, D, h, w)
         # fmt: on
 
     def _finer(self, merged: Tensor, levels: list[Tensor], n: int) -> Tensor:
         """The pyramid's next level: level n and what is merged of the coarser ones."""
         y = self.lateral[str(n)](levels[n])
-        return y + F.interpolate(merged, y.shape[-2:], mode="nearest")
+        return y + resized(merged, y.shape[-2:])

@@ -1,6 +1,8 @@
 """Blocks and attention that the encoder and the denoiser are built from."""
 
+import contextlib
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -36,6 +38,14 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
     return module
+
+
+def resized(x: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor:
+    """x (B, C, h, w) -> (B, C, *size) in its own type, of which a GPU's autocast would make float32."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    with torch.autocast("cuda", enabled=False) if x.device.type == "cuda" else contextlib.nullcontext():
+        return F.interpolate(x, tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 def to_patches(x: Tensor, patch: int) -> Tensor:

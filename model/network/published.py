@@ -23,6 +23,7 @@ from model.network.layers import (
     conv3x3,
     group_norm,
     position_encoding,
+    resized,
     zero_init,
 )
 from model.network.unet import Condition, Grid, Modulation, TransUNet
@@ -133,7 +134,7 @@ class PublishedUNet(TransUNet):
             for block in blocks:
                 x = apply(block, torch.cat([x, skips.pop()], dim=1), next(scales), recompute=self.recompute)
             if i < len(self.upsample):
-                x = self.upsample[i](F.interpolate(x, skips[-1].shape[-2:], mode="nearest"))
+                x = self.upsample[i](resized(x, skips[-1].shape[-2:]))
         x = F.silu(self.norm_out(x))
         stride, top, left = grid or (1, 0, 0)
         return self.conv_out(x[..., top::stride, left::stride])               # (B, out_channels, h, w)

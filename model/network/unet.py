@@ -27,6 +27,7 @@ from model.network.layers import (
     from_patches,
     group_norm,
     position_encoding,
+    resized,
     to_patches,
     zero_init,
 )
@@ -185,9 +186,8 @@ class TransUNet(nn.Module):
         # Up
         for blocks in self.up:
             skip = skips.pop()
-            if x.shape[-2:] != skip.shape[-2:]:
-                x = F.interpolate(x, skip.shape[-2:], mode="nearest")
-            x = apply(blocks[0], torch.cat([x, skip], dim=1), next(scales), recompute=self.recompute)
+            x = torch.cat([resized(x, skip.shape[-2:]), skip], dim=1)
+            x = apply(blocks[0], x, next(scales), recompute=self.recompute)
             x = apply(blocks[1], x, next(scales), recompute=self.recompute)
         return self._answer(F.silu(self.norm_out(x)), grid, condition.detail) # (B, out_channels, h, w) in mask pixels
         # fmt: on

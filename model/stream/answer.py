@@ -11,6 +11,7 @@ from model.network.config import NUM_CLASSES, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
+ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
 
 
 def to_host(config: ModelConfig, maps: Sequence[Tensor]) -> np.ndarray:
@@ -18,11 +19,12 @@ def to_host(config: ModelConfig, maps: Sequence[Tensor]) -> np.ndarray:
     return torch.stack(tuple(maps), dim=1).to(torch.uint8 if config.slots <= 256 else torch.int32).cpu().numpy()
 
 
-def candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
+def candidates(model: Pix2SeqD, output: Tensor, everywhere: bool | None = None) -> list[Tensor]:
     """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
     (B, h, w). Elsewhere the second is the first and the third is 0.
 
-    `max` and not `argmax`, which is 3 times slower on a CPU.
+    `max` and not `argmax`, which is 3 times slower on a CPU. A CPU looks at the pixels of tracked classes alone; a GPU
+    everywhere, as it would have to be waited for to say which they are.
     """
     c = model.config
     if c.loss != "softmax" or len(c.code_bits) != 2:
@@ -32,15 +34,20 @@ def candidates(model: Pix2SeqD, output: Tensor) -> list[Tensor]:
     codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
     untracked = torch.ones(NUM_CLASSES + 1, dtype=torch.bool, device=output.device)
-    untracked[[t + 1 for t in c.tracked]] = False
+    for t in c.tracked:  # a fill each: an index would be a copy to the device
+        untracked[t + 1] = False
     tracked = ~untracked[semantic]
+    if output.device.type != "cpu" if everywhere is None else everywhere:
+        others = codes.masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
+        likeliest = slots[..., 1:].max(dim=-1).indices + 1
+        return [semantic, torch.where(tracked, others, semantic), torch.where(tracked, likeliest, 0)]
     other, slot = semantic.clone(), torch.zeros_like(semantic)
     other[tracked] = codes[tracked].masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
     slot[tracked] = slots[tracked][:, 1:].max(dim=-1).indices + 1
     return [semantic, other, slot]
 
 
-def slot_masses(model: Pix2SeqD, output: Tensor, slot: Tensor) -> np.ndarray | None:
+def slot_masses(model: Pix2SeqD, output: Tensor, slot: Tensor, everywhere: bool | None = None) -> np.ndarray | None:
     """The probabilities of all slots but 0, summed over the pixels of each likeliest slot (B, h, w): (B, slots, slots).
     None where the model gives no probabilities of slots."""
     c = model.config
@@ -49,6 +56,14 @@ def slot_masses(model: Pix2SeqD, output: Tensor, slot: Tensor) -> np.ndarray | N
     logits = output.permute(0, 2, 3, 1)[..., c.code_sizes[0] :]  # (B, h, w, slots)
     masses = torch.zeros(len(slot), c.slots, c.slots, dtype=torch.int64, device=output.device)
     for mass, likeliest, values in zip(masses, slot, logits, strict=True):
+        if (
+            output.device.type != "cpu" if everywhere is None else everywhere
+        ):  # all pixels, some rows at a time; those without a slot fill row 0
+            for here, part in zip(likeliest.split(ROWS), values.split(ROWS), strict=True):
+                share = part.flatten(0, 1)[:, 1:].float().softmax(dim=-1)
+                mass[:, 1:].index_add_(0, here.flatten(), (share * FIXED).round().long())
+            mass[0] = 0
+            continue
         here = likeliest > 0
         share = values[here][:, 1:].float().softmax(dim=-1)
         mass[:, 1:].index_add_(0, likeliest[here], (share * FIXED).round().long())

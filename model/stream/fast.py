@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.diffusion.samplers import SAMPLERS, MeanClasses, Times
+from model.network.layers import GroupNorm
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 
@@ -51,11 +52,12 @@ def sample(
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Keep the weights of convolutions and linear layers in the autocast type, which autocast would cast them to in
-    each frame again. The answers are the same to the bit; the model is no longer one to train or to save."""
+    """Keep the weights of convolutions and linear layers, and on a GPU of group norms, in the autocast type, which they
+    would be cast to in each frame again. The answers are the same to the bit; the model is no longer one to train or
+    to save."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and dtype is not None:
-            for parameter in module.parameters(recurse=False):
+        for parameter in module.parameters(recurse=False) if dtype is not None else ():
+            if isinstance(module, nn.Conv2d | nn.Linear) or (isinstance(module, GroupNorm) and parameter.is_cuda):
                 parameter.data = parameter.data.to(dtype)
 
 

@@ -14,7 +14,6 @@ folder. The page's own source is `page.html`, `page.css` and the `.js` files bes
     1920 x 576    page 26.5 MB, mp4 20.2 MB (1.3 times);  79 ms
 """
 
-from data.draw.viewer.folders import write_pages
 from data.draw.viewer.page import Page, ShownClass, inline, shown_classes
 
-__all__ = ["Page", "ShownClass", "inline", "shown_classes", "write_pages"]
+__all__ = ["Page", "ShownClass", "inline", "shown_classes"]

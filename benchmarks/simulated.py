@@ -1,0 +1,140 @@
+"""What the presets would take of a GPU, without one: on fake CUDA tensors, of which nothing is computed.
+
+    python -m benchmarks.simulated                    memory of a training sample, casts of a frame, batches that fit
+
+Types and shapes are true, and autocast is CUDA's; a layout is, where no convolution chooses it. Memory is what the
+forward pass keeps for the backward pass, and leaves out what kernels need for a while and what the allocator wastes.
+"""
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model import PRESETS, ModelConfig, Pix2SeqD
+from model.diffusion.draws import Draws
+from model.diffusion.loss import LossConfig, training_loss
+from model.diffusion.schedule import sampling_times
+from model.stream.fast import cast_weights, fold_norms, sample
+
+COPIES = ("_to_copy", "copy_", "clone")  # casts, and copies to another layout
+MARGIN = 1.25  # on the memory of a sample: for what is left out
+
+
+@contextlib.contextmanager
+def cuda() -> Iterator[None]:
+    """`with cuda():` makes each new tensor a fake one on a GPU, under bfloat16 autocast."""
+    with FakeTensorMode(), torch.device("cuda"):
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") switches itself off without a device
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.clear_autocast_cache()
+
+
+def made(config: ModelConfig) -> Pix2SeqD:
+    """A model with its kernels channels-last; under `cuda`."""
+    model = Pix2SeqD(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+class Count(TorchDispatchMode):
+    """`with Count() as count:` counts the operations that run on the device, by name; views do not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            self.names[func.overloadpacket.__name__] += 1
+        return output
+
+    @property
+    def calls(self) -> int:
+        return sum(self.names.values())
+
+    def named(self, *names: str) -> list[int]:
+        return [self.names[name] for name in names]
+
+
+def frame(model: Pix2SeqD, steps: int, ready: bool = False) -> Tensor:
+    """One later frame of one video, up to the network's last output. ready: as `only_infer` readies a predictor."""
+    c = model.config
+    if ready:
+        fold_norms(model)
+        cast_weights(model, torch.bfloat16)
+    image = torch.rand(1, 3, *c.image_size).contiguous(memory_format=torch.channels_last)
+    history = torch.zeros(1, len(c.history_offsets) * c.bits, *c.mask_size)
+    x = torch.randn(1, c.bits, *c.mask_size).contiguous(memory_format=torch.channels_last)
+    history = history.contiguous(memory_format=torch.channels_last)
+    condition = model.condition(model.encode(image), history)
+    return sample(model, "ddim", condition, x, sampling_times(steps), lambda: torch.randn_like(x))
+
+
+def bytes_a_sample(config: ModelConfig, loss: LossConfig | None = None, recompute: bool = False) -> int:
+    """What one more sample of a batch makes the forward pass of a training step keep for the backward pass."""
+    one, two = (_kept(config, loss or LossConfig(), batch, recompute) for batch in (1, 2))
+    return two - one
+
+
+def _kept(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool) -> int:
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with cuda(), torch.enable_grad():
+        model = made(config).train()
+        model.encoder.recompute = model.denoiser.recompute = recompute
+        maps = torch.zeros(batch, len(config.history_offsets) + 1, *config.mask_size, dtype=torch.uint8)
+        image = torch.zeros(batch, 3, *config.image_size).contiguous(memory_format=torch.channels_last)
+        known = torch.ones_like(maps, dtype=torch.bool)
+        clips = {"image": image, "semantic": maps, "instance": maps, "semantic_known": known, "instance_known": known}
+        noise, t = torch.randn(batch, config.bits, *config.mask_size), torch.rand(batch)
+        draws = Draws(t, noise, t, noise, torch.rand(batch, 2), torch.zeros(batch, dtype=torch.long))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            training_loss(model, config, loss, clips, draws)
+        return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def table(presets: Sequence[str], losses: dict[str, LossConfig]) -> list[str]:
+    """Lines of a Markdown table, one for each preset."""
+    lines = [
+        "| preset | GiB a training sample | samples in 24 GB | in 80 GB | operations a frame of 4 steps | casts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in presets:
+        config = dataclasses.replace(PRESETS[name], backbone_norm="frozen_batch")
+        each = bytes_a_sample(config, losses.get(name))
+        with cuda(), torch.no_grad():
+            model = made(config).eval()
+            # Weights, gradient, average, two momenta, and the weights in bfloat16
+            fixed = 5.5 * sum(p.nbytes for p in model.parameters())
+            with Count() as count:
+                frame(model, steps=4, ready=True)
+        fits = [int(max(0, gigabytes * 0.95e9 - fixed) // (MARGIN * each)) for gigabytes in (24, 80)]
+        copies = sum(count.named(*COPIES))
+        lines.append(f"| {name} | {each / 2**30:.2f} | {fits[0]} | {fits[1]} | {count.calls:,} | {copies:,} |")
+    return lines
+
+
+def main() -> None:
+    strides = {"tiny": LossConfig(loss_stride=3), "small": LossConfig(loss_stride=2)}  # as in the scripts' recipes
+    print("\n".join(table(list(PRESETS), strides)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What runs on a GPU alone, without one: the same results by another way, and types, layouts, casts and memory on fake
+CUDA tensors, of which nothing is computed (benchmarks/simulated.py)."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from small import CONFIG, DEVICE, lively_model, reduced
+from torchvision.ops import FrozenBatchNorm2d
+
+from benchmarks import gpu
+from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, frame, made
+from model import PRESETS, Pix2SeqD
+from model.network.backbones import FrozenBatchNorm
+from model.network.layers import from_patches, to_patches
+from model.stream.answer import candidates, slot_masses
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_read_alike_with_and_without_a_choice_of_pixels():
+    model = lively_model()
+    output = torch.randn(2, sum(CONFIG.code_sizes), 40, 48, device=DEVICE)
+    few, all_ = (candidates(model, output, everywhere) for everywhere in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(few, all_, strict=True)) and few[2].any()
+    few, all_ = (slot_masses(model, output, few[2], everywhere) for everywhere in (False, True))
+    assert (few == all_).all() and few.any()
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_patches_are_pixel_shuffle_and_stay_channels_last(patch):
+    x = torch.randn(2, 5, 6 * patch, 4 * patch).contiguous(memory_format=torch.channels_last)
+    inward = to_patches(x, patch)
+    assert torch.equal(inward, torch.nn.functional.pixel_unshuffle(x, patch))
+    assert torch.equal(from_patches(inward, patch), x)
+    for y in (inward, from_patches(inward, patch)):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_frozen_norm_is_torchvisions_in_the_type_of_its_input():
+    ours, theirs = FrozenBatchNorm(7), FrozenBatchNorm2d(7)
+    for name, buffer in theirs.named_buffers():
+        buffer.copy_(torch.rand(7) + 0.5)
+        getattr(ours, name).copy_(buffer)
+    x = torch.randn(2, 7, 5, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert ours(x.bfloat16()).dtype == torch.bfloat16 and theirs(x.bfloat16()).dtype == torch.float32
+
+
+def test_the_gpu_hour_runs_on_a_cpu_goes_on_after_a_failed_part_and_says_what_did_not_fit(tmp_path):
+    data = {"precision": (gpu.PARTS["precision"][0], 200), "compiled": (None, 0.01)}
+    results = gpu.run(None, tmp_path, data, total=250)
+    assert [0 <= v <= 1 for k, v in results["parts"]["precision"].items() if k.startswith("pixels")] == [True]
+    assert "more than" in results["parts"]["compiled"]["failed"]
+    assert json.loads((tmp_path / "gpu.json").read_text()) == results
+    assert "| precision | pixels" in (tmp_path / "gpu.md").read_text()
+    assert gpu.run(None, tmp_path, {"tests": (None, 500)}, total=5)["left out"] == ["tests"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fake CUDA tensors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_maps_are_bfloat16_on_a_gpu(preset):
+    config = dataclasses.replace(reduced(preset, (64, 128)), backbone_norm="frozen_batch")
+    odd = []
+
+    def look(module, _, output):
+        for y in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(y, torch.Tensor) and y.ndim == 4 and y.dtype != torch.bfloat16:
+                odd.append((type(module).__name__, y.dtype, tuple(y.shape)))
+
+    with cuda(), torch.no_grad():
+        model = made(config).eval()
+        for module in model.modules():
+            if not isinstance(module, Pix2SeqD | torch.nn.ModuleList):
+                module.register_forward_hook(look)
+        frame(model, steps=2)
+    assert odd == []
+
+
+def test_a_frame_casts_few_tensors():
+    """With the weights cast once, what is left is what the transformers keep in float32, and the noise."""
+    with cuda(), torch.no_grad(), Count() as count:
+        frame(made(reduced("tiny", (64, 128))).eval(), steps=1, ready=True)
+    assert count.calls > 100 and sum(count.named(*COPIES)) < 0.2 * count.calls
+
+
+def test_memory_of_a_sample_grows_with_the_mask_and_shrinks_with_recomputing():
+    config = dataclasses.replace(CONFIG, backbone_norm="frozen_batch")
+    sample = bytes_a_sample(config)
+    assert 1e5 < bytes_a_sample(config, recompute=True) < 0.8 * sample
+    assert bytes_a_sample(dataclasses.replace(config, mask_size=(32, 64))) > 2 * sample
