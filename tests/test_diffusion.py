@@ -21,6 +21,7 @@ from model.diffusion.draws import draw, seeded
 from model.diffusion.loss import LossConfig, pixel_weights, training_loss
 from model.diffusion.samplers import ddim, ddpm
 from model.diffusion.schedule import add_noise, gamma, sampling_times
+from model.network.layers import COORDINATES, coordinates
 from training.fit import to_device
 
 
@@ -375,3 +376,26 @@ def test_recomputed_activations_give_the_same_gradient(norm):
     (plain, much), (recomputed, little) = gradients
     assert len(plain) == len(recomputed) and all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
     assert little < 0.6 * much
+
+
+def test_a_place_is_a_fraction_of_the_picture_whatever_its_width():
+    narrow, wide = (coordinates(4, width, torch.device("cpu"))[0] for width in (8, 24))
+    assert narrow.shape == (COORDINATES, 4, 8)
+    # centres 1/16 and 3/48 of the width are one place; so are all rows of one height
+    assert torch.allclose(narrow[:, :, 0], wide[:, :, 1], atol=1e-5)
+    y_sine, x_sine = narrow[0], narrow[COORDINATES // 2]  # half a period across the picture
+    assert torch.allclose(y_sine[:, 0], torch.sin(torch.pi * torch.tensor([1, 3, 5, 7]) / 8), atol=1e-5)
+    assert torch.allclose(x_sine[0, :2], torch.sin(torch.pi * torch.tensor([1, 3]) / 16), atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+def test_a_located_network_knows_where_a_position_is(patch):
+    config = dataclasses.replace(CONFIG, patch=patch, located=True)
+    model = lively_model(config=config)
+    history = torch.zeros(1, 2 * CONFIG.bits, *CONFIG.mask_size)
+    with torch.no_grad():
+        features = model.encode(torch.zeros(1, 3, *CONFIG.image_size))
+        flat = features._replace(map=torch.zeros_like(features.map))
+        first = model.condition(flat, history).first[0]
+    assert not torch.allclose(first[:, 0, 0], first[:, 0, -1], atol=1e-3)
+    assert not torch.allclose(first[:, 0, 0], first[:, -1, 0], atol=1e-3)
