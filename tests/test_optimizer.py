@@ -15,8 +15,9 @@ from training.fit import fit
 from training.optimizer import MuonAdamW, build_optimizer
 
 
+@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_kernel_moves_as_its_matrix_does(layout):
+def test_a_kernel_moves_as_its_matrix_does(layout, of_gradient):
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))
     matrix = nn.Parameter(kernel.detach().flatten(1).clone())
@@ -25,11 +26,11 @@ def test_a_kernel_moves_as_its_matrix_does(layout):
     before = kernel.detach().clone()
     for _ in range(3):
         gradient = torch.randn(6, 4, 3, 3)
-        kernel.grad, matrix.grad = gradient.to(memory_format=layout), gradient.flatten(1)
+        kernel.grad, matrix.grad = gradient.to(memory_format=of_gradient), gradient.flatten(1)
         optimizer.step()
         muon.step()
     assert (kernel - before).abs().max() > 0.01
-    # Muon multiplies in bfloat16, in which the order of the columns matters a little.
+    # PyTorch's multiplies in bfloat16, in which the order of the columns matters a little.
     assert torch.allclose(kernel.detach().flatten(1), matrix, atol=0.01)
 
 
@@ -69,14 +70,14 @@ def test_a_state_brings_its_momenta_and_no_settings():
     kernel.grad, other.grad = torch.randn(4, 3), torch.randn(2)
     optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
-    state["muon"]["param_groups"][0] |= {"ns_steps": 99, "lr": 7.0, "strange": 1}
-    loaded, _, _ = made()
+    state["muon"]["param_groups"][0] |= {"momentum": 0.5, "lr": 7.0, "strange": 1}
+    loaded, twin, _ = made()
     loaded.load_state_dict(state)
     (group,) = loaded.muon.param_groups
-    assert group["ns_steps"] == 5 and group["lr"] == 0.1 and "strange" not in group
+    assert group["momentum"] == 0.95 and group["lr"] == 0.1 and "strange" not in group
     assert torch.equal(
-        loaded.muon.state[loaded.matrices[0]]["momentum_buffer"],
-        optimizer.muon.state[optimizer.matrices[0]]["momentum_buffer"],
+        loaded.muon.state[twin]["momentum_buffer"],
+        optimizer.muon.state[kernel]["momentum_buffer"],
     )
     state["muon"]["state"][0]["momentum_buffer"] = torch.zeros(5, 5)
     with pytest.raises(ValueError):
