@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import PRESETS, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
-from model.stream.predictor import build
+from model.stream.loading import build
 from training.config import TrainingConfig
 from training.fit import fit
 from training.start import fast_kernels, one_batch

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model import PRESETS, ModelConfig, Pix2SeqD
 from model.diffusion.draws import Draws
 from model.diffusion.loss import LossConfig, training_loss
+from model.diffusion.samplers import sample
 from model.diffusion.schedule import sampling_times
-from model.stream.fast import cast_weights, fold_norms, sample
+from model.network.precision import cast_weights, fold_norms
 
 COPIES = ("_to_copy", "copy_", "clone")  # casts, and copies to another layout
 MARGIN = 1.25  # on the memory of a sample: for what is left out

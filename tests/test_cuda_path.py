@@ -24,9 +24,9 @@ from model.stream.answer import candidates, slot_masses
 def test_answers_are_read_alike_with_and_without_a_choice_of_pixels():
     model = lively_model()
     output = torch.randn(2, sum(CONFIG.code_sizes), 40, 48, device=DEVICE)
-    few, all_ = (candidates(model, output, everywhere) for everywhere in (False, True))
+    few, all_ = (candidates(model.config, output, everywhere) for everywhere in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(few, all_, strict=True)) and few[2].any()
-    few, all_ = (slot_masses(model, output, few[2], everywhere) for everywhere in (False, True))
+    few, all_ = (slot_masses(model.config, output, few[2], everywhere) for everywhere in (False, True))
     assert (few == all_).all() and few.any()
 
 

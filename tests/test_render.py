@@ -14,7 +14,7 @@ from data.draw import figures, render, shown
 from data.io.video import VideoWriter
 from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, DataError, write_image, write_panoptic
 from model import StreamConfig, VideoPredictor
-from model.stream.inspection import denoising_steps
+from model.stream.denoising import denoising_steps
 from tests.small import lively_model
 
 # Machado et al. 2009, severity 1, in linear RGB.

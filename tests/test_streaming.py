@@ -11,8 +11,8 @@ from small import CONFIG, lively_model
 
 from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
+from model.network.config import checked_size
 from model.stream.answer import candidates, decide, slot_masses
-from model.stream.predictor import checked_size
 from model.stream.resize import nearest
 from model.stream.step import _history, stream_step
 from model.stream.tracks import StreamState, adopt, advance, merged
@@ -170,10 +170,10 @@ def test_a_tracked_pixel_takes_the_likeliest_slot_but_none_and_knows_what_else_i
     logits[0, [ROAD, CAR, PERSON], 0, :] = torch.tensor([[3.0, 1, 1], [1, 3, 2], [1, 2, 3]])  # road, a car, a person
     logits[0, 0, 0, :] = 8.0  # void: never an answer
     logits[0, [20, 20 + 5, 20 + 9], 0, :] = torch.tensor([[7.0, 7, 7], [6, 6, 1], [1, 1, 6]])  # none, 5, 9
-    maps = candidates(model, logits)
+    maps = candidates(model.config, logits)
     semantic, other, slot = (m[0, 0].tolist() for m in maps)
     assert semantic == [ROAD, CAR, PERSON] and other == [ROAD, ROAD, ROAD] and slot == [0, 5, 9]
-    (mass,) = slot_masses(model, logits, maps[2])
+    (mass,) = slot_masses(model.config, logits, maps[2])
     first, second = torch.tensor([6.0, 1]).softmax(0).tolist()  # of two slots; the others are next to nothing
     assert mass[[5, 5, 9, 9], [5, 9, 5, 9]] == pytest.approx([first, second, second, first], abs=1e-3)
     assert mass.sum() == pytest.approx(2, abs=1e-3) and mass[:, 0].sum() == 0

@@ -46,8 +46,6 @@ def one_thread():
 def double(model):
     """The same model in float64, but for its inputs and its loss."""
     model = model.double()
-    bits = model.history_bits
-    model.history_bits = lambda *maps: bits(*maps).double()
     for part in (model, *(m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)):
         part.register_forward_pre_hook(lambda _, args: tuple(a.double() if _is_float(a) else a for a in args))
     return model

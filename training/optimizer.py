@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import check_moments
-from model.stream.predictor import precision
+from model.network.precision import precision
 from training.config import TrainingConfig
 
 

@@ -16,7 +16,7 @@ from data.clips.history import HistoryConfig
 from data.clips.transforms import Augmentation
 from model import PRESETS, ConfigError, ModelConfig
 from model.diffusion.loss import LossConfig
-from model.stream.predictor import checked_size
+from model.network.config import checked_size
 from training.backbone_weights import default_weights
 from training.config import TrainingConfig
 

@@ -18,7 +18,8 @@ from model import checkpoint as checkpoints
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from model.network.backbones import load_backbone
-from model.stream.predictor import config_of, model_for, precision
+from model.network.precision import fast_kernels, precision
+from model.stream.loading import config_of, model_for
 from training.backbone_weights import backbone_file
 from training.config import TrainingConfig
 
@@ -39,16 +40,6 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=args.results_folder,
         kwargs_handlers=[patience],
     )  # fmt: skip
-
-
-def fast_kernels(deterministic: bool = False) -> None:
-    """On a GPU: TensorFloat-32 where float32 is left, and cuDNN's fastest kernels, tried once for each size; or, where
-    a run is to be the same to the bit each time, only kernels that are."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @contextlib.contextmanager

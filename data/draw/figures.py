@@ -195,7 +195,7 @@ def error_strip(frames: Sequence[Shown], columns: int = 8, width: int = 150) -> 
 def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = False) -> np.ndarray:
     """What a sampler was given (three of the noisy bits as red, green and blue) and the estimate that followed.
 
-    steps: of `model.inspection.denoising_steps`; the first, the last and some between, more of the early ones.
+    steps: of `model.stream.denoising.denoising_steps`; the first, the last and some between, more of the early ones.
     """
     share = np.linspace(0, 1, min(columns, len(steps))) ** 1.5
     chosen = sorted(set((share * (len(steps) - 1)).round().astype(int).tolist()))

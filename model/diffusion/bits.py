@@ -2,9 +2,8 @@
 
 Bit Diffusion (Chen et al., arXiv 2208.04202, section 2.1) writes an integer as its binary digits and treats each digit
 as a real number, -b for 0 and +b for 1. Pix2Seq-D (arXiv 2210.06366, section 3.1) does so for the panoptic mask: one
-code for the semantic class and one for the instance slot of each pixel. `code_bits` says how many bits each code has.
-The first code is the semantic one; the others together are the slot, most significant first: with (8, 8, 8) they are
-the two bytes of an id, as in the RGB of a panoptic PNG.
+code for the semantic class and one for the instance slot of each pixel. `code_bits` says how many bits each of the two
+codes has.
 """
 
 import contextlib
@@ -27,49 +26,6 @@ def bit_table(bits: int, device: torch.device | None = None) -> Tensor:
     return ((codes[:, None] >> shifts) & 1).float() * 2 - 1
 
 
-def number_of_slots(code_bits: Sequence[int]) -> int:
-    """How many values the instance slot can have, 0 = none among them."""
-    return 2 ** sum(code_bits[1:])
-
-
-def labels_to_codes(semantic: Tensor, slot: Tensor, code_bits: Sequence[int]) -> list[Tensor]:
-    """The integer codes of a label map: semantic and slot, integers (B, ...) -> one int64 (B, ...) for each code."""
-    slot = slot.long()
-    digits, remaining = [], sum(code_bits[1:])
-    for bits in code_bits[1:]:
-        remaining -= bits
-        digits.append((slot >> remaining) & (2**bits - 1))
-    return [semantic.long(), *digits]
-
-
-def codes_to_labels(codes: Sequence[Tensor], code_bits: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Inverse of `labels_to_codes`: one integer tensor for each code -> semantic, slot int64."""
-    slot = torch.zeros_like(codes[1])
-    for digit, bits in zip(codes[1:], code_bits[1:], strict=True):
-        slot = (slot << bits) | digit
-    return codes[0], slot
-
-
-def codes_to_bits(codes: Sequence[Tensor], code_bits: Sequence[int], scale: float) -> Tensor:
-    """Integer codes, each (B, h, w), to analog bits float (B, sum of bits, h, w) in {-scale, +scale}."""
-    planes = []
-    for code, bits in zip(codes, code_bits, strict=True):
-        for shift in range(bits - 1, -1, -1):
-            planes.append((code >> shift) & 1)
-    return (torch.stack(planes, dim=1).float() * 2 - 1) * scale
-
-
-def bits_to_codes(analog: Tensor, code_bits: Sequence[int]) -> list[Tensor]:
-    """Analog bits (B, sum of bits, h, w) to the nearest codes: each bit by its sign, int64 (B, h, w) for each code."""
-    codes = []
-    for part in analog.split(tuple(code_bits), dim=1):
-        code = torch.zeros_like(part[:, 0], dtype=torch.long)
-        for plane in (part > 0).long().unbind(dim=1):
-            code = (code << 1) | plane
-        codes.append(code)
-    return codes
-
-
 def labels_to_bits(
     semantic: Tensor,
     slot: Tensor,
@@ -85,19 +41,23 @@ def labels_to_bits(
     """
     # Looked up in a table with a last row of zeros: 2 times faster than arithmetic on planes, and channels last.
     planes = []
-    knowns = [semantic_known] + [slot_known] * (len(code_bits) - 1)
-    for code, known, bits in zip(labels_to_codes(semantic, slot, code_bits), knowns, code_bits, strict=True):
+    for code, known, bits in zip((semantic, slot), (semantic_known, slot_known), code_bits, strict=True):
         table = torch.cat([bit_table(bits, code.device) * scale, torch.zeros(1, bits, device=code.device)])
-        planes.append(F.embedding(torch.where(known, code, 2**bits), table))  # (B, h, w, bits)
+        planes.append(F.embedding(torch.where(known, code.long(), 2**bits), table))  # (B, h, w, bits)
     return torch.cat(planes, dim=-1).movedim(-1, 1)
 
 
-def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int], scale: float) -> Tensor:
-    """Logits over the codes to the expectation of their bits: the estimate of x0.
+def history_to_bits(maps: Sequence[Tensor], code_bits: Sequence[int], scale: float) -> Tensor:
+    """Past label maps, those that `labels_to_bits` takes but (B, T, h, w), to analog bits (B, T * bits, h, w)."""
+    bits = labels_to_bits(*(m.flatten(0, 1) for m in maps), code_bits, scale)  # (B T, bits, h, w)
+    return bits.unflatten(0, maps[0].shape[:2]).flatten(1, 2)
 
-    logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits; beyond -80 and 80 they count as
-    these. Returns float (B, sum of bits, h, w) in [-scale, +scale], to 1 percent of the scale for logits in bfloat16
-    (Pix2Seq-D, section 3.2: softmax cross-entropy loss; the estimate is the probability-weighted mean of the codes).
+
+def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int], scale: float) -> Tensor:
+    """The estimate of x0: the probability-weighted mean of the codes' bits (Pix2Seq-D, section 3.2).
+
+    logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits. Logits are clamped to -80..80.
+    Returns float (B, sum of bits, h, w) in [-scale, +scale]; for bfloat16 logits within 1 percent of the scale.
     """
     batch, codes, h, w = logits.shape
     if logits.dtype == torch.float16:  # whose largest number is e^11

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.diffusion.bits import labels_to_bits, labels_to_codes
+from model.diffusion.bits import history_to_bits, labels_to_bits
 from model.diffusion.draws import Draws
+from model.diffusion.samplers import estimate
 from model.diffusion.schedule import add_noise
-from model.network.config import ConfigError
-from model.network.pix2seq_d import Pix2SeqD
+from model.network.config import ConfigError, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LossConfig:
     self_conditioning_rate: Annotated[float, "share of samples given their own first estimate"] = 0.5
     self_aligned_rate: Annotated[float, "share of samples denoised from their own re-noised estimate"] = 0.0
     time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
-    loss_stride: Annotated[int, "answer only each n-th row and column, others in each step: n^2 less to do"] = 1
+    loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):
         for name in ("self_conditioning_rate", "self_aligned_rate"):
@@ -55,11 +55,9 @@ def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, s
     # fmt: off
     group = slot.long()
     if stuff_by_class:
-        group = torch.where(group == 0, semantic.long(), group + 32)         # 32: above all semantic codes
+        group = torch.where(group == 0, semantic.long(), group + 256)        # 256: above all semantic codes
     flat = group.flatten(1)                                                  # (B, h w)
-    # uint8 slots (all presets) need 256 bins; three-code ids need them all. Known from the type, without a device sync.
-    bins = (256 if slot.dtype == torch.uint8 else 65_536) + 32
-    area = torch.zeros(flat.shape[0], bins, device=flat.device).scatter_add_(1, flat, known.flatten(1).float())
+    area = torch.zeros(flat.shape[0], 512, device=flat.device).scatter_add_(1, flat, known.flatten(1).float())
     weight = (1 / (area.gather(1, flat) + 1)).pow(power).view_as(group) * known
     mean = weight.sum(dim=(1, 2), keepdim=True) / known.sum(dim=(1, 2), keepdim=True).clamp_min(1)
     return weight / mean.clamp_min(1e-12)
@@ -67,8 +65,13 @@ def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, s
 
 
 def training_loss(
-    model: torch.nn.Module, config, loss: LossConfig, batch: dict[str, Tensor], draws: Draws, step: int = 0
-):
+    model: torch.nn.Module,
+    config: ModelConfig,
+    loss: LossConfig,
+    batch: dict[str, Tensor],
+    draws: Draws,
+    step: int = 0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of clips, the history as it is to be seen.
 
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
@@ -91,40 +94,47 @@ def training_loss(
 
     # History: the masks before it
     past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
-    history = unwrapped(model).history_bits(*past)                           # (B, T bits, h, w)
+    history = history_to_bits(past, config.code_bits, config.scale)          # (B, T bits, h, w)
 
-    # fmt: on
     # Predict
-    self_condition = draws.coins[:, 0] < loss.self_conditioning_rate if config.self_conditioning else None
-    realign = None
-    if loss.self_aligned_rate > 0:
-        realign = (draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t, draws.noise_next)
     grid = None
     if loss.loss_stride > 1:
         grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
     key = draws.key if config.dropout else None
-    output = model(batch["image"], x, t, history, self_condition, realign, grid, key)
+    logits = model(batch["image"], x, t, history, _refinement(config, loss, draws), grid, key)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
     if grid is not None:
         stride, top, left = grid
-        *now, weight, x0 = (m[..., top::stride, left::stride] for m in (*now, weight, x0))
-    if config.loss == "mse":
-        semantic_error, slot_error = (
-            (output - x0).square().div(config.scale**2).split([config.code_bits[0], sum(config.code_bits[1:])], dim=1)
-        )
-        errors = [semantic_error.mean(dim=1), slot_error.mean(dim=1)]
-    else:
-        codes = labels_to_codes(now[0], now[1], config.code_bits)
-        parts = output.split(config.code_sizes, dim=1)
-        errors = [F.cross_entropy(p, code, reduction="none") for p, code in zip(parts, codes, strict=True)]
-    knowns = [now[2]] + [now[3]] * (len(errors) - 1)
-    losses = [(error * weight * known).mean() for error, known in zip(errors, knowns, strict=True)]
-    total = torch.stack(losses).mean()
-    return total, {"semantic": losses[0].detach(), "instance": torch.stack(losses[1:]).mean().detach()}
+        *now, weight = (m[..., top::stride, left::stride] for m in (*now, weight))
+    parts = logits.split(config.code_sizes, dim=1)
+    losses = []
+    for scores, code, known in zip(parts, now[:2], now[2:], strict=True):
+        error = F.cross_entropy(scores, code.long(), reduction="none")       # (B, h, w)
+        losses.append((error * weight * known).mean())
+    # fmt: on
+    return torch.stack(losses).mean(), dict(zip(("semantic", "instance"), torch.stack(losses).detach(), strict=True))
 
 
-def unwrapped(model: torch.nn.Module) -> Pix2SeqD:
-    """The Pix2SeqD inside DistributedDataParallel."""
-    return model.module if hasattr(model, "module") else model
+def _refinement(config: ModelConfig, loss: LossConfig, draws: Draws):
+    """How some samples' input is changed by the network's own estimate: `refine` of Pix2SeqD.forward, or None.
+
+    Self-aligned denoising (DDP, arXiv 2303.17559, section 3.3) denoises the estimate, noised again to an earlier time.
+    Self-conditioning (Bit Diffusion, section 2.3) gives the estimate as a further input.
+    """
+    if not loss.self_aligned_rate and not config.self_conditioning:
+        return None
+
+    def refine(predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x0_previous = None
+        if loss.self_aligned_rate:
+            chosen, t_next = draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t
+            again = add_noise(estimate(config, predict(x, t)), draws.noise_next, t_next)
+            x, t = torch.where(chosen[:, None, None, None], again, x), torch.where(chosen, t_next, t)
+        if config.self_conditioning:
+            chosen = draws.coins[:, 0] < loss.self_conditioning_rate
+            x0_previous = estimate(config, predict(x, t)) * chosen[:, None, None, None]
+        return x, t, x0_previous
+
+    return refine

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from data.io.pixels import area_scale
-from model.diffusion.bits import number_of_slots
 from model.network.backbones import BACKBONES
 
 NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
@@ -17,8 +16,9 @@ FIRST_THING = 11  # trainIds from here on are things
 # What a configuration may ask for where no weight's size bears it out, so that a file cannot ask for any memory
 MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
 MAX_HISTORY = 100  # frames back
-MAX_SLOT_BITS = 16  # ids are stored in as many
 MAX_LEVELS = 8
+
+RETIRED = {"loss": "softmax"}  # settings of older checkpoints, with the only value that is still supported
 
 
 class ConfigError(ValueError):
@@ -64,7 +64,6 @@ class ModelConfig:
     transformer_dim: Annotated[int, "their width"] = 512
     transformer_heads: Annotated[int, "their heads"] = 8
     self_conditioning: Annotated[bool, "the last estimate is input of the next step"] = False
-    loss: Annotated[str, "cross-entropy of codes, or squared error of bits", ("softmax", "mse")] = "softmax"
 
     def __post_init__(self):
         for name in ("image_size", "mask_size"):
@@ -73,11 +72,9 @@ class ModelConfig:
                 raise ConfigError(
                     f"{name} {size} must be height and width, 8 to 16384 each, {MAX_PIXELS:,} pixels at most"
                 )
-        several = len(self.code_bits) >= 2 and all(1 <= n <= 8 for n in self.code_bits)
-        if not several or 2 ** self.code_bits[0] <= NUM_CLASSES:
-            raise ConfigError(f"code_bits {self.code_bits}: two or more codes of 1 to 8 bits, the first of 5 or more")
-        if sum(self.code_bits[1:]) > MAX_SLOT_BITS:
-            raise ConfigError(f"code_bits {self.code_bits}: the slot's codes may have {MAX_SLOT_BITS} bits together")
+        two = len(self.code_bits) == 2 and all(1 <= n <= 8 for n in self.code_bits)
+        if not two or 2 ** self.code_bits[0] <= NUM_CLASSES:
+            raise ConfigError(f"code_bits {self.code_bits}: two codes of 1 to 8 bits, the first of 5 or more")
         if self.history_length > MAX_HISTORY:
             raise ConfigError(f"history_offsets {self.history_offsets} must not reach back over {MAX_HISTORY} frames")
         if any(o >= 0 for o in self.history_offsets) or list(self.history_offsets) != sorted(set(self.history_offsets)):
@@ -122,7 +119,8 @@ class ModelConfig:
 
     @property
     def slots(self) -> int:
-        return number_of_slots(self.code_bits)
+        """How many values the instance slot can have, 0 = none among them."""
+        return 2 ** self.code_bits[1]
 
     @property
     def history_length(self) -> int:
@@ -132,7 +130,7 @@ class ModelConfig:
     @property
     def code_sizes(self) -> list[int]:
         """How many values each code has: the semantic one those that exist, void and the classes."""
-        return [NUM_CLASSES + 1, *(2**n for n in self.code_bits[1:])]
+        return [NUM_CLASSES + 1, self.slots]
 
     @property
     def map_stride(self) -> float:
@@ -163,6 +161,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know, and for other types."""
+        values = {k: v for k, v in values.items() if RETIRED.get(k, ()) != v}
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
@@ -174,6 +173,13 @@ class ModelConfig:
             if name in values and (isinstance(value, tuple) != several or not {type(v) for v in parts} <= kinds):
                 raise ConfigError(f"{name} cannot be {value!r}"[:200])
         return cls(**values)
+
+
+def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """A height and width. Raises ConfigError for what is none."""
+    if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
+        raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
+    return tuple(image_size)
 
 
 # For a CPU: the mask at three quarters of the image, in patches.

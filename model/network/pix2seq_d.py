@@ -1,11 +1,11 @@
 """Pix2Seq-D: encoder and denoiser together (arXiv 2210.06366)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from model.diffusion.bits import bits_to_codes, codes_to_labels, expected_bits, labels_to_bits
-from model.diffusion.schedule import add_noise
-from model.network.config import NUM_CLASSES, ModelConfig
+from model.network.config import ModelConfig
 from model.network.encoder import Features, ImageEncoder
 from model.network.published import PublishedUNet, initialize
 from model.network.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
@@ -23,7 +23,7 @@ class Pix2SeqD(nn.Module):
         )  # fmt: skip
         self.denoiser = (PublishedUNet if c.published else TransUNet)(
             bits=c.bits,
-            out_channels=sum(c.code_sizes) if c.loss == "softmax" else c.bits,
+            out_channels=sum(c.code_sizes),
             history_masks=len(c.history_offsets),
             map_channels=c.map_channels,
             context_dim=c.encoder_dim,
@@ -66,8 +66,8 @@ class Pix2SeqD(nn.Module):
         x0_previous: Tensor | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): (B, codes or bits, h, w) in the type
-        that the network computes in, or only the part of it on a grid of rows and columns."""
+        """The network's output for noisy bits x (B, bits, h, w) at times t (B,): logits (B, codes, h, w) in the
+        type that the network computes in, or only the part of them on a grid of rows and columns."""
         if self.config.normalize_input:
             x = x / x.float().std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3).to(x.dtype)
         if self.config.self_conditioning and x0_previous is None:
@@ -80,59 +80,19 @@ class Pix2SeqD(nn.Module):
         x: Tensor,
         t: Tensor,
         history: Tensor,
-        self_condition: Tensor | None = None,
-        realign: tuple[Tensor, Tensor, Tensor] | None = None,
+        refine: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None,
         grid: Grid | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """The training path, whole: encode, condition, predict. Returns float32.
+        """The training path, whole: encode, condition, predict. Returns float32 logits.
 
-        self_condition: bool (B,), which samples are given their own first estimate (Bit Diffusion, section 2.3).
-        realign: bool (B,), times (B,), noise (B, bits, h, w): which samples are denoised from their own estimate,
-        noised again to an earlier time (self-aligned denoising; DDP, arXiv 2303.17559, section 3.3).
-        grid: answer only for these rows and columns. key: of the encoder's dropout (`encode`).
+        refine(predict, x, t) -> (x, t, x0_previous): changes the input by the network's own estimate, without
+        gradient; predict(x, t) is the network under this image and history. grid: answer only for these rows and
+        columns. key: of the encoder's dropout (`encode`).
         """
         condition = self.condition(self.encode(image, x.shape[-2:], key), history)
-        if realign is not None:
-            chosen, t_next, noise = realign
-            with torch.no_grad():
-                x0 = self.estimate(self.predict(x, t, condition))
-            x = torch.where(chosen[:, None, None, None], add_noise(x0, noise, t_next), x)
-            t = torch.where(chosen, t_next, t)
         x0_previous = None
-        if self_condition is not None:
+        if refine is not None:
             with torch.no_grad():
-                x0_previous = self.estimate(self.predict(x, t, condition))
-            x0_previous = x0_previous * self_condition[:, None, None, None]
+                x, t, x0_previous = refine(lambda x, t: self.predict(x, t, condition), x, t)
         return self.predict(x, t, condition, x0_previous, grid).float()
-
-    def estimate(self, output: Tensor) -> Tensor:
-        """The network's output -> the estimate of x0, analog bits, float32 (B, bits, h, w) in [-b, +b]."""
-        c = self.config
-        if c.loss == "softmax":
-            return expected_bits(output, c.code_sizes, c.code_bits, c.scale)
-        return output.float().clamp(-c.scale, c.scale)
-
-    def answer(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output -> label maps: semantic code 0..19 and slot 0..K-1, int64 (B, h, w).
-
-        The likeliest code among those that exist: void is never an answer where it carried no loss.
-        """
-        c = self.config
-        if c.loss == "mse":
-            semantic, slot = codes_to_labels(bits_to_codes(output, c.code_bits), c.code_bits)
-            return semantic.clamp(max=NUM_CLASSES), slot
-        parts = output.split(c.code_sizes, dim=1)
-        semantic = likeliest(parts[0][:, 1:]) + 1
-        return codes_to_labels([semantic, *(likeliest(p) for p in parts[1:])], c.code_bits)
-
-    def history_bits(self, semantic: Tensor, slot: Tensor, semantic_known: Tensor, slot_known: Tensor) -> Tensor:
-        """History label maps (B, T, h, w) -> analog bits (B, T * bits, h, w), 0.0 where unknown or absent."""
-        maps = (m.flatten(0, 1) for m in (semantic, slot, semantic_known, slot_known))
-        bits = labels_to_bits(*maps, self.config.code_bits, self.config.scale)  # (B T, bits, h, w)
-        return bits.unflatten(0, semantic.shape[:2]).flatten(1, 2)
-
-
-def likeliest(logits: Tensor) -> Tensor:
-    """Code of the largest logit: (B, N, h, w) -> int64 (B, h, w). argmax itself is 3 times slower on channels-last."""
-    return logits.max(dim=1).indices

@@ -5,36 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.network.config import NUM_CLASSES, ModelConfig
-from model.network.pix2seq_d import Pix2SeqD
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
 ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
 
 
-def to_host(config: ModelConfig, maps: Sequence[Tensor]) -> np.ndarray:
+def to_host(maps: Sequence[Tensor]) -> np.ndarray:
     """Maps of codes and slots, (B, h, w) each, as one array (B, maps, h, w) in the host's memory."""
-    return torch.stack(tuple(maps), dim=1).to(torch.uint8 if config.slots <= 256 else torch.int32).cpu().numpy()
+    return torch.stack(tuple(maps), dim=1).to(torch.uint8).cpu().numpy()
 
 
-def candidates(model: Pix2SeqD, output: Tensor, everywhere: bool | None = None) -> list[Tensor]:
+def candidates(config: ModelConfig, output: Tensor, everywhere: bool | None = None) -> list[Tensor]:
     """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
     (B, h, w). Elsewhere the second is the first and the third is 0.
 
     `max` and not `argmax`, which is 3 times slower on a CPU. A CPU looks at the pixels of tracked classes alone; a GPU
     everywhere, as it would have to be waited for to say which they are.
     """
-    c = model.config
-    if c.loss != "softmax" or len(c.code_bits) != 2:
-        semantic, slot = model.answer(output)
-        return [semantic, semantic, slot]
-    codes, slots = output.permute(0, 2, 3, 1).split(c.code_sizes, dim=-1)  # (B, h, w, codes)
+    codes, slots = output.permute(0, 2, 3, 1).split(config.code_sizes, dim=-1)  # (B, h, w, codes)
     codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
     untracked = torch.ones(NUM_CLASSES + 1, dtype=torch.bool, device=output.device)
-    for t in c.tracked:  # a fill each: an index would be a copy to the device
+    for t in config.tracked:  # a fill each: an index would be a copy to the device
         untracked[t + 1] = False
     tracked = ~untracked[semantic]
     if output.device.type != "cpu" if everywhere is None else everywhere:
@@ -47,18 +41,16 @@ def candidates(model: Pix2SeqD, output: Tensor, everywhere: bool | None = None) 
     return [semantic, other, slot]
 
 
-def slot_masses(model: Pix2SeqD, output: Tensor, slot: Tensor, everywhere: bool | None = None) -> np.ndarray | None:
-    """The probabilities of all slots but 0, summed over the pixels of each likeliest slot (B, h, w): (B, slots, slots).
-    None where the model gives no probabilities of slots."""
-    c = model.config
-    if c.loss != "softmax" or len(c.code_bits) != 2:
-        return None
-    logits = output.permute(0, 2, 3, 1)[..., c.code_sizes[0] :]  # (B, h, w, slots)
-    masses = torch.zeros(len(slot), c.slots, c.slots, dtype=torch.int64, device=output.device)
+def slot_masses(config: ModelConfig, output: Tensor, slot: Tensor, everywhere: bool | None = None) -> np.ndarray:
+    """The probabilities of all slots but 0, summed over the pixels of each likeliest slot: (B, slots, slots).
+
+    slot: the likeliest, (B, h, w).
+    """
+    logits = output.permute(0, 2, 3, 1)[..., config.code_sizes[0] :]  # (B, h, w, slots)
+    masses = torch.zeros(len(slot), config.slots, config.slots, dtype=torch.int64, device=output.device)
     for mass, likeliest, values in zip(masses, slot, logits, strict=True):
-        if (
-            output.device.type != "cpu" if everywhere is None else everywhere
-        ):  # all pixels, some rows at a time; those without a slot fill row 0
+        if output.device.type != "cpu" if everywhere is None else everywhere:
+            # All pixels, some rows at a time; those without a slot fill row 0
             for here, part in zip(likeliest.split(ROWS), values.split(ROWS), strict=True):
                 share = part.flatten(0, 1)[:, 1:].float().softmax(dim=-1)
                 mass[:, 1:].index_add_(0, here.flatten(), (share * FIXED).round().long())
@@ -71,7 +63,12 @@ def slot_masses(model: Pix2SeqD, output: Tensor, slot: Tensor, everywhere: bool 
 
 
 def full_size(
-    model: Pix2SeqD, output: Tensor, raw_slot: np.ndarray, semantic: np.ndarray, slot: np.ndarray, size: Sequence[int]
+    config: ModelConfig,
+    output: Tensor,
+    raw_slot: np.ndarray,
+    semantic: np.ndarray,
+    slot: np.ndarray,
+    size: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The answer at the frame's size, decided there: scores are interpolated, not labels, so that outlines are smooth.
 
@@ -81,10 +78,7 @@ def full_size(
     pairs = semantic.astype(np.int32) << 16 | slot
     values, labels = np.unique(pairs, return_inverse=True)
     labels = torch.from_numpy(labels.reshape(pairs.shape)).to(output.device)
-    if model.config.loss == "softmax" and len(model.config.code_bits) == 2:
-        scores = _label_scores(model.config, output, raw_slot, slot, values)
-    else:
-        scores = F.one_hot(labels, len(values)).float()
+    scores = _label_scores(config, output, raw_slot, slot, values)
     decided = values[decide(labels, scores, size).cpu().numpy()]
     return (decided >> 16).astype(semantic.dtype), (decided & 0xFFFF).astype(slot.dtype)
 

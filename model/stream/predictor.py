@@ -15,10 +15,13 @@ from torch import Tensor
 
 from data.io.pixels import to_rgb
 from model import checkpoint as checkpoints
+from model.diffusion.samplers import sample
 from model.hub import HubMixin
-from model.network.config import ConfigError, ModelConfig
+from model.network.config import ConfigError, checked_size
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.fast import GraphedSampling, cast_weights, fold_norms, sample
+from model.network.precision import cast_weights, fast_kernels, fold_norms, precision
+from model.stream.cuda_graphs import GraphedSampling
+from model.stream.loading import build, recommended
 from model.stream.resize import fit_frame
 from model.stream.step import StreamConfig, stream_step
 from model.stream.tracks import StreamState
@@ -42,20 +45,6 @@ class Panoptic:
         ]
 
 
-def precision(mixed_precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of `auto`, `no`, `bf16` or `fp16` on a device; None for plain float32.
-
-    `auto` takes bf16 where the device multiplies matrices faster in it: CUDA GPUs of compute capability 8.0 and
-    higher, CPUs with AMX or AVX512-BF16.
-    """
-    if mixed_precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-        flags = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else None
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
-
-
 class VideoPredictor(HubMixin):
     """Panoptic video segmentation, a frame a call.
 
@@ -76,6 +65,8 @@ class VideoPredictor(HubMixin):
         """image_size: (H, W) whose area frames are brought to, in place of the model's; the mask's size follows in
         proportion."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda":
+            fast_kernels()
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.config = config or StreamConfig()
         self.dtype = precision(mixed_precision, self.device)
@@ -117,9 +108,10 @@ class VideoPredictor(HubMixin):
         self.state = StreamState(self.state.video + 1 if video is None else video)
 
     def step(
-        self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState]
+        self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState], callback=None
     ) -> tuple[list[Panoptic], list[StreamState]]:
-        """The next frame of several videos at once, each with its state; sizes may differ."""
+        """The next frame of several videos at once, each with its state; sizes may differ. callback: of
+        `stream_step`."""
         arrays = [to_rgb(frame) for frame in frames]
         results, following = [None] * len(arrays), list(states)
         # Frames without and with history take different numbers of steps; a batch has one size
@@ -130,7 +122,7 @@ class VideoPredictor(HubMixin):
             images = torch.stack([fit_frame(arrays[i], image_size) for i in group])
             sizes = [arrays[i].shape[:2] for i in group]
             before = [states[i].at_size(mask_size) for i in group]
-            answers, after = self.predict(images, before, mask_size, sizes)
+            answers, after = self.predict(images, before, mask_size, sizes, callback)
             for i, answer, state in zip(group, answers, after, strict=True):
                 results[i], following[i] = Panoptic(*answer), state
         return results, following
@@ -157,56 +149,10 @@ class VideoPredictor(HubMixin):
         """The (height, width) of image and mask for a frame (H, W, 3)."""
         return self.model.config.sizes_for(frame.shape[:2], self.image_size)
 
-    def predict(self, images: Tensor, states, mask_size=None, frame_sizes=None):
+    def predict(self, images: Tensor, states, mask_size=None, frame_sizes=None, callback=None):
         """`stream_step` on this predictor's device and precision; images: uint8 (B, 3, H, W)."""
         images = images.to(self.device, non_blocking=True)
         images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
         with autocast:
-            return stream_step(self.model, images, states, self.config, mask_size, frame_sizes, self.sampling)
-
-
-def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:
-    """The model of a checkpoint with its averaged weights. Raises CheckpointError."""
-    model = model_for(config_of(stored, source), stored["weights"], source)
-    checkpoints.load_weights(model, stored["weights"], source)
-    return model
-
-
-def recommended(stored: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """The sampling that a checkpoint recommends, as fields of StreamConfig. Raises CheckpointError."""
-    sampling = stored.get("sampling") or {}
-    try:
-        StreamConfig(**sampling)
-    except Exception as error:  # values that no program of ours wrote: any type of error
-        raise checkpoints.CheckpointError(f"{source} recommends a sampling that cannot be used ({error})") from None
-    return sampling
-
-
-def model_for(config: ModelConfig, weights: dict[str, Tensor], source: str | Path) -> Pix2SeqD:
-    """A model of a configuration that came with weights. Raises CheckpointError where the two do not fit.
-
-    It is laid out without memory first, so that a file cannot ask for more than it holds.
-    """
-    try:
-        with torch.device("meta"):
-            own = Pix2SeqD(config).state_dict()
-    except Exception as error:  # values that no program of ours wrote: any type of error
-        raise checkpoints.CheckpointError(f"{source} holds a model that cannot be built ({error})") from None
-    checkpoints.check_shapes(own, weights, source)
-    return Pix2SeqD(config)
-
-
-def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
-    """The model's configuration in a checkpoint. Raises CheckpointError."""
-    try:
-        return ModelConfig.from_dict(stored["config"])
-    except Exception as error:  # as above
-        raise checkpoints.CheckpointError(f"{source} holds a configuration that cannot be used ({error})") from None
-
-
-def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """A height and width. Raises ConfigError for what is none."""
-    if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
-        raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
-    return tuple(image_size)
+            return stream_step(self.model, images, states, self.config, mask_size, frame_sizes, self.sampling, callback)

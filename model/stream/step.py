@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
-from model.diffusion.samplers import SAMPLERS, class_logits
+from model.diffusion.samplers import SAMPLERS, class_logits, sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import FIRST_THING, ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 from model.stream.answer import candidates, full_size, slot_masses, to_host
-from model.stream.fast import sample
 from model.stream.tracks import StreamState, advance, merged
 
 
@@ -65,13 +65,14 @@ def stream_step(
     mask_size: tuple[int, int] | None = None,
     frame_sizes: Sequence[tuple[int, int]] | None = None,
     sampling: Callable[..., Tensor] = sample,
+    callback: Callable[[float, Tensor, Tensor, bool], None] | None = None,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
     """Predict the next frame of B videos, all at their first frame (no history) or all past it.
 
     images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; mask_size: None for the configuration's;
-    frame_sizes: (height, width) of each answer, None for the mask's; sampling: model.loop's `sample`, or what does the
-    same. Returns a (semantic trainIds uint8, track ids int32) pair for each video, and the next states; the given ones
-    stay.
+    frame_sizes: (height, width) of each answer, None for the mask's; sampling: `sample`, or what does the same;
+    callback(now, noisy bits, output, fresh): called after each denoising step of each look. Returns a (semantic
+    trainIds uint8, track ids int32) pair for each video, and the next states; the given ones stay.
     """
     c, device = model.config, images.device
     mask_size = tuple(mask_size or c.mask_size)
@@ -82,7 +83,7 @@ def stream_step(
         images = images.float() / 255
 
     features = model.encode(images, mask_size)
-    history = None if first else model.history_bits(*_history(states, c, mask_size, device))
+    history = None if first else history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale)
 
     def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
         """The answers under each (history, key), side by side, from noise of (seed, video, frame, key)."""
@@ -94,8 +95,13 @@ def stream_step(
 
         condition = Condition.batch([model.condition(features, past) for past, _ in looks])
         times = sampling_times(steps, config.time_difference)
-        output = sampling(model, config.sampler, condition, noise(), times, noise, config.average_classes)
-        return output.chunk(len(looks))
+        given = (model, config.sampler, condition, noise(), times, noise, config.average_classes)
+
+        def record(now: float, x: Tensor, output: Tensor) -> None:
+            for (_, key), *part in zip(looks, x.chunk(len(looks)), output.chunk(len(looks)), strict=True):
+                callback(now, *part, bool(key))
+
+        return (sample(*given, record) if callback else sampling(*given)).chunk(len(looks))
 
     # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
     steps = config.first_steps if first else config.steps - config.fresh_steps
@@ -104,17 +110,17 @@ def stream_step(
         (output,) = look(steps, followed)
     else:
         answers = look(steps, followed, anew) if steps == config.fresh_steps else look(steps, followed)
-        told = to_host(c, candidates(model, answers[0])[2:])[:, 0]
+        told = to_host(candidates(c, answers[0])[2:])[:, 0]
         classes = class_logits(c, answers[0]).clone()
         output = answers[1] if len(answers) == 2 else look(config.fresh_steps, anew)[0]
         if config.average_classes:
             class_logits(c, output).add_(classes).mul_(0.5)
 
-    return _tracked(model, output, told, states, config, frame_sizes or [mask_size] * len(states))
+    return _tracked(c, output, told, states, config, frame_sizes or [mask_size] * len(states))
 
 
 def _tracked(
-    model: Pix2SeqD,
+    c: ModelConfig,
     output: Tensor,
     told: np.ndarray | None,
     states: Sequence[StreamState],
@@ -123,10 +129,9 @@ def _tracked(
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
     """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
     the answer with history, where `output` is one without."""
-    c = model.config
-    maps = candidates(model, output)
-    masses = slot_masses(model, output, maps[2]) if config.merge else None
-    answers = to_host(c, maps)
+    maps = candidates(c, output)
+    masses = slot_masses(c, output, maps[2]) if config.merge else None
+    answers = to_host(maps)
     results, following = [], []
     for n, (answer, state, size) in enumerate(zip(answers, states, frame_sizes, strict=True)):
         raw_slot = answer[2].copy()
@@ -136,7 +141,7 @@ def _tracked(
         with_history = told[n] if told is not None else None if config.fresh_steps else answer[2]
         semantic, slot, after = advance(answer, with_history, state, c, config.min_area, config.max_gap)
         if semantic.shape != tuple(size):
-            semantic, slot = full_size(model, output[n], raw_slot, semantic, slot, size)
+            semantic, slot = full_size(c, output[n], raw_slot, semantic, slot, size)
         lookup = np.zeros(c.slots, np.int32)
         for track in after.tracks:
             if track.frame == state.frame:
@@ -153,8 +158,7 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
     """
     offsets = config.history_offsets
     shape = (len(states), len(offsets), *mask_size)
-    slot_type = np.uint8 if config.slots <= 256 else np.int32
-    maps = np.zeros(shape, np.uint8), np.zeros(shape, slot_type), np.zeros(shape, bool)
+    maps = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for b, state in enumerate(states):
         if state.semantic is not None:
             rows = [config.history_length + offset for offset in offsets]

@@ -1,81 +1,16 @@
-"""The sampling loop as the stream runs it: all steps' times at once, without the estimate that nobody reads, and on a
-GPU as one CUDA graph.
-
-The samplers are those of model/diffusion/loss.py. What is here changes when their work is done, and not what comes out.
-"""
+"""One frame's sampling as one CUDA graph: one launch in place of thousands."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torchvision.ops import FrozenBatchNorm2d
 
-from model.diffusion.samplers import SAMPLERS, MeanClasses, Times
-from model.network.layers import GroupNorm
+from model.diffusion.samplers import Times, sample
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 
 MOST_GRAPHS = 8  # first and later frames, for a few numbers of videos side by side
-
-
-def sample(
-    model: Pix2SeqD,
-    sampler: str,
-    condition: Condition,
-    x: Tensor,
-    times: Times,
-    noise: Callable[[], Tensor],
-    average_classes: bool = False,
-) -> Tensor:
-    """One frame's sampling: the network's last output, float32 (B, codes or bits, h, w).
-
-    As model.diffusion's `denoiser_of` under a sampler, but the times of all steps are embedded together, and the last
-    output is no longer made an estimate of: a half of all estimates where there are two steps. Nothing in it waits for
-    the device.
-    """
-    left = len(times)
-    modulation = model.modulation(torch.cat([torch.full((1,), now, device=x.device) for now, _ in times]))
-    averaged = MeanClasses(model.config) if average_classes and left > 1 else None
-
-    def denoise(x: Tensor, t: float, x0_previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        nonlocal left
-        moment = modulation.at(len(times) - left)
-        left -= 1
-        output = model.predict(x, moment, condition, x0_previous if model.config.self_conditioning else None)
-        x0 = model.estimate(output) if left else None
-        return averaged(output, read=not left) if averaged else output, x0
-
-    return SAMPLERS[sampler](denoise, x, times, noise).float()
-
-
-def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Keep the weights of convolutions and linear layers, and on a GPU of group norms, in the autocast type, which they
-    would be cast to in each frame again. The answers are the same to the bit; the model is no longer one to train or
-    to save."""
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False) if dtype is not None else ():
-            if isinstance(module, nn.Conv2d | nn.Linear) or (isinstance(module, GroupNorm) and parameter.is_cuda):
-                parameter.data = parameter.data.to(dtype)
-
-
-def fold_norms(model: nn.Module) -> None:
-    """Put each frozen batch norm into the convolution before it, as its scale and bias. The answers change by rounding
-    alone; the model is no longer one to train or to save."""
-    for module in model.modules():
-        for (_, conv), (name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                )
-                setattr(module, name, nn.Identity())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# CUDA graphs
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def cuda_graph(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

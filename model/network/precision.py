@@ -1,0 +1,57 @@
+"""Number types and kernels: what makes the same network faster on a device."""
+
+import os
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.network.layers import GroupNorm
+
+
+def precision(mixed_precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of `auto`, `no`, `bf16` or `fp16` on a device; None for plain float32.
+
+    `auto` takes bf16 where the device multiplies matrices faster in it: CUDA GPUs of compute capability 8.0 and
+    higher, CPUs with AMX or AVX512-BF16.
+    """
+    if mixed_precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        flags = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        return torch.bfloat16 if flags.get("amx_bf16") or flags.get("avx512_bf16") else None
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+def fast_kernels(deterministic: bool = False) -> None:
+    """On a GPU: TensorFloat-32 where float32 is left, and cuDNN's fastest kernels, tried once for each size; or, where
+    a run is to be the same to the bit each time, only kernels that are."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Keep the weights of convolutions and linear layers, and on a GPU of group norms, in the autocast type, which they
+    would be cast to in each frame again. The answers are the same to the bit; the model is no longer one to train or
+    to save."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if dtype is not None else ():
+            if isinstance(module, nn.Conv2d | nn.Linear) or (isinstance(module, GroupNorm) and parameter.is_cuda):
+                parameter.data = parameter.data.to(dtype)
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Put each frozen batch norm into the convolution before it, as its scale and bias. The answers change by rounding
+    alone; the model is no longer one to train or to save."""
+    for module in model.modules():
+        for (_, conv), (name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+                setattr(module, name, nn.Identity())
