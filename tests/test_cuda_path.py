@@ -12,8 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from benchmarks import gpu
 from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, frame, made
 from model import PRESETS, Pix2SeqD
-from model.network.backbones import FrozenBatchNorm
 from model.network.layers import from_patches, to_patches
+from model.network.resnet import FrozenBatchNorm
 from model.stream.answer import candidates, slot_masses
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.network.config import ModelConfig
 from model.network.encoder import Features, ImageEncoder
-from model.network.published import PublishedUNet, initialize
+from model.network.published import PublishedEncoder, PublishedUNet, initialize
 from model.network.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
 
 
@@ -17,9 +17,9 @@ class Pix2SeqD(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = c = config
-        self.encoder = ImageEncoder(
+        self.encoder = (PublishedEncoder if c.published else ImageEncoder)(
             c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels,
-            c.map_stride, PIXEL_DIM if c.detail else 0, c.dropout, c.published,
+            c.map_stride, PIXEL_DIM if c.detail else 0, c.dropout,
         )  # fmt: skip
         self.denoiser = (PublishedUNet if c.published else TransUNet)(
             bits=c.bits,

@@ -1,13 +1,14 @@
-"""The denoiser of Pix2Seq-D as released (google-research/pix2seq, architectures/transunet.py), layer for layer.
+"""Encoder and denoiser of Pix2Seq-D as released (google-research/pix2seq, architectures/transunet.py), layer for layer.
 
-What differs from unet.py: the first convolution has a norm; skips are taken after each block and each downsampling, so
-that a level on the way up has two; upsampling ends with a convolution; a sum of two is divided by sqrt 2; the lowest
-level is the transformer's output, not added to its input, and the time is one more token there; up to 32 groups of four
-channels or more; the answer is a 1x1 convolution; and the network is told gamma(t), not t.
+How this denoiser differs from unet.py: the first convolution has a norm. Skips are taken after each block and each
+downsampling, so a level on the way up has two. Upsampling ends with a convolution. A sum of two is divided by sqrt 2.
+The lowest level is the transformer's output, not added to its input, and the time is one more token there. Norms have
+up to 32 groups of four channels or more. The answer is a 1x1 convolution. The time input is gamma(t), not t.
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.diffusion.schedule import gamma
+from model.network.backbones import STRIDES
+from model.network.encoder import ImageEncoder
 from model.network.layers import (
     ResidualBlock,
     TimeEmbedding,
@@ -30,6 +33,54 @@ from model.network.unet import Condition, Grid, Modulation, TransUNet
 
 SMALLEST_GROUP = 4  # channels
 TIME_FACTOR = 1e4  # of gamma before its sinusoid
+
+
+class Pyramid(nn.Module):
+    """The merge of the levels in the released code of Pix2Seq-D (architectures/convnet_blocks.py, FeaturePyramidMerge).
+
+    A step takes what is merged so far through a 1x1 convolution and up to the next level, adds that, and ends with a
+    3x3 convolution; a last one goes to the map's size. Levels that are finer than the map are left out.
+    """
+
+    def __init__(self, channels: tuple[int, ...], out_channels: int, map_stride: float):
+        """channels: of the levels at strides 4, 8, 16; out_channels, map_stride: of the merged map."""
+        super().__init__()
+        finest = min(sum(stride < map_stride for stride in STRIDES[1:]), len(channels) - 1)
+        self.levels = list(range(len(channels) - 2, finest - 1, -1))  # those that are added, from coarse to fine
+        widths = [channels[-1], *(channels[n] for n in self.levels), out_channels]
+        self.steps = nn.ModuleList(
+            nn.ModuleList(
+                [nn.Conv2d(into, out, 1), group_norm(out, 4), conv3x3(out, out), group_norm(out, 4)],
+            )
+            for into, out in pairwise(widths)
+        )
+
+    def forward(self, levels: list[Tensor], map_size: tuple[int, int]) -> Tensor:
+        """levels: (B, C, h, w) each, at strides 4, 8, 16. Returns (B, out_channels, *map_size)."""
+        merged = levels[-1]
+        for (conv1, norm1, conv2, norm2), n in zip(self.steps, [*self.levels, None], strict=True):
+            merged = F.silu(norm1(conv1(merged)))
+            size = map_size if n is None else levels[n].shape[-2:]
+            merged = resized(merged, size)
+            if n is not None:
+                merged = merged + levels[n]
+            merged = F.silu(norm2(conv2(merged)))
+        return merged
+
+
+class PublishedEncoder(ImageEncoder):
+    """With the released code's pyramid, a norm of the tokens before the transformer, and relative places of them."""
+
+    relative_places = True
+
+    def build_pyramid(self, channels: tuple[int, ...], map_channels: int, map_stride: float, detail: int) -> None:
+        self.stem_norm = nn.LayerNorm(channels[-1])
+        self.pyramid = Pyramid(channels[1:], map_channels, map_stride)
+
+    def merged(
+        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.pyramid(levels[1:], map_size), None
 
 
 class PublishedUNet(TransUNet):
