@@ -22,8 +22,7 @@ from model.stream.cuda_graphs import MOST_GRAPHS, GraphedSampling
 
 VARIANTS = {
     "softmax": {},
-    "self-conditioning": {"patch": 2, "self_conditioning": True},
-    "normalized": {"self_conditioning": True, "normalize_input": True},
+    "patch": {"patch": 2},
 }
 
 

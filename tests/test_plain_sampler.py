@@ -20,13 +20,12 @@ from model.network.layers import position_encoding
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def plain_denoiser(model: Pix2SeqD, image, history, x, t, x0_previous):
+def plain_denoiser(model: Pix2SeqD, image, history, x, t):
     """TransUNet as published, everything from the image on in each step: one first convolution over the concatenation
     of noisy bits, features and history; keys and values from the image's tokens; attention written out."""
     net, c = model.denoiser, model.config
     features = model.encode(image, x.shape[-2:])
-    noisy = torch.cat([x, x0_previous], dim=1) if c.self_conditioning else x
-    noisy, past = F.pixel_unshuffle(noisy, c.patch), F.pixel_unshuffle(history, c.patch)
+    noisy, past = F.pixel_unshuffle(x, c.patch), F.pixel_unshuffle(history, c.patch)
     history = [net.conv_history.weight] if net.conv_history else []
     weight = torch.cat([net.conv_in.weight, net.conv_image.weight, *history], dim=1)
     bias = net.conv_in.bias + net.conv_image.bias
@@ -74,9 +73,8 @@ def plain_estimate(model: Pix2SeqD, output):
 
 def plain_sampling(model: Pix2SeqD, image, history, x, times, sampler, fresh):
     """Bit Diffusion, algorithm 2, with DDIM or DDPM steps; `fresh` gives the noise of each step."""
-    x0 = torch.zeros_like(x)
     for k, (now, then) in enumerate(times):
-        output = plain_denoiser(model, image, history, x, now, x0)
+        output = plain_denoiser(model, image, history, x, now)
         x0 = plain_estimate(model, output)
         if k == len(times) - 1:
             return output
@@ -92,7 +90,7 @@ def plain_sampling(model: Pix2SeqD, image, history, x, times, sampler, fresh):
 
 VARIANTS = {
     "softmax": {},
-    "patch and self-conditioning": {"patch": 2, "self_conditioning": True},
+    "patch": {"patch": 2},
     "no history": {"history_offsets": ()},
 }
 

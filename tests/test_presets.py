@@ -10,7 +10,7 @@ from small import DEVICE, reduced, scene
 from model import PRESETS, Pix2SeqD
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
-from training.fit import to_device
+from training.step import to_device
 
 
 def batch_of(config, count=2):

@@ -24,9 +24,11 @@ from model import PRESETS, ConfigError, Pix2SeqD
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
 from training.config import TrainingConfig
-from training.fit import StepBatches, fit, learning_rate
+from training.fit import fit
 from training.log import Log
+from training.optimizer import learning_rate
 from training.start import MARGIN, slices
+from training.step import StepBatches
 
 SETTINGS = {
     "steps": 7, "batch_size": 4, "save_every": 3, "warmup": 2, "lr": 1e-3, "ema_decay": 0.9, "num_workers": 0,
@@ -508,7 +510,7 @@ def test_a_last_step_that_cannot_be_saved_is_said_so(tmp_path, monkeypatch, caps
             raise OSError("no space left")
         save(path, state)
 
-    monkeypatch.setattr("training.fit.checkpoints.save", full)
+    monkeypatch.setattr("training.run.checkpoints.save", full)
     with pytest.raises(OSError, match=r"step 4 is not saved: make room in .*; the same command goes on"):
         train(tmp_path, steps=4, save_every=2)
     assert refused == ["model-latest.pt", "model-latest.pt"]  # in its time, and once more

@@ -17,7 +17,7 @@ class Draws(NamedTuple):
     noise: Tensor  # (B, bits, h, w) standard normal
     t_next: Tensor  # (B,) of self-aligned denoising, as a share of t
     noise_next: Tensor | None  # (B, bits, h, w)
-    coins: Tensor  # (B, 2) for self-conditioning, self-aligned denoising
+    coin: Tensor  # (B,) for self-aligned denoising
     key: Tensor | None = None  # int64 (B,), of the encoder's dropout
 
 
@@ -41,7 +41,7 @@ def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence
         g = seeded(device, seed, int(number))
         rows.append(torch.rand(4, generator=g, device=device))
         noises.append(torch.randn(2 if twice else 1, model.config.bits, *mask_size, generator=g, device=device))
-    t, t_next, coins = torch.stack(rows).split((1, 1, 2), dim=1)
+    t, t_next, _, coin = torch.stack(rows).unbind(dim=1)
     noise = torch.stack(noises)
-    key = (t_next[:, 0] * 2**24).long()
-    return Draws(t[:, 0], noise[:, 0], t_next[:, 0], noise[:, 1] if twice else None, coins, key)
+    key = (t_next * 2**24).long()
+    return Draws(t, noise[:, 0], t_next, noise[:, 1] if twice else None, coin, key)

@@ -28,15 +28,13 @@ class LossConfig:
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
     learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd is none, as published"] = False
-    self_conditioning_rate: Annotated[float, "share of samples given their own first estimate"] = 0.5
     self_aligned_rate: Annotated[float, "share of samples denoised from their own re-noised estimate"] = 0.0
     time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):
-        for name in ("self_conditioning_rate", "self_aligned_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
+        if not 0 <= self.self_aligned_rate <= 1:
+            raise ConfigError(f"self_aligned_rate is a share, 0..1, not {self.self_aligned_rate}")
         if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
             raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
         if self.loss_stride < 1:
@@ -118,23 +116,14 @@ def training_loss(
 
 
 def _refinement(config: ModelConfig, loss: LossConfig, draws: Draws):
-    """How some samples' input is changed by the network's own estimate: `refine` of Pix2SeqD.forward, or None.
-
-    Self-aligned denoising (DDP, arXiv 2303.17559, section 3.3) denoises the estimate, noised again to an earlier time.
-    Self-conditioning (Bit Diffusion, section 2.3) gives the estimate as a further input.
-    """
-    if not loss.self_aligned_rate and not config.self_conditioning:
+    """Self-aligned denoising (DDP, arXiv 2303.17559, section 3.3): a share of the samples is denoised from the
+    network's own estimate, noised again to an earlier time. `refine` of Pix2SeqD.forward, or None."""
+    if not loss.self_aligned_rate:
         return None
 
-    def refine(predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x0_previous = None
-        if loss.self_aligned_rate:
-            chosen, t_next = draws.coins[:, 1] < loss.self_aligned_rate, draws.t_next * t
-            again = add_noise(estimate(config, predict(x, t)), draws.noise_next, t_next)
-            x, t = torch.where(chosen[:, None, None, None], again, x), torch.where(chosen, t_next, t)
-        if config.self_conditioning:
-            chosen = draws.coins[:, 0] < loss.self_conditioning_rate
-            x0_previous = estimate(config, predict(x, t)) * chosen[:, None, None, None]
-        return x, t, x0_previous
+    def refine(predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        chosen, t_next = draws.coin < loss.self_aligned_rate, draws.t_next * t
+        again = add_noise(estimate(config, predict(x, t)), draws.noise_next, t_next)
+        return torch.where(chosen[:, None, None, None], again, x), torch.where(chosen, t_next, t)
 
     return refine

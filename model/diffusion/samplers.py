@@ -57,9 +57,9 @@ def sample(
     for the device.
     """
     modulation = model.modulation(torch.cat([torch.full((1,), now, device=x.device) for now, _ in times]))
-    x0, total = None, None
+    total = None
     for k, (now, then) in enumerate(times):
-        output = model.predict(x, modulation.at(k), condition, x0 if model.config.self_conditioning else None)
+        output = model.predict(x, modulation.at(k), condition)
         if callback is not None:
             callback(now, x, output)
         if average_classes and len(times) > 1:
@@ -68,8 +68,7 @@ def sample(
             classes = class_logits(model.config, output).clone()  # dense: 2 times faster to add on a CPU than a slice
             total = classes.float() if total is None else total.add_(classes)
         if k < len(times) - 1:
-            x0 = estimate(model.config, output)
-            x = SAMPLERS[sampler](x, x0, now, then, noise)
+            x = SAMPLERS[sampler](x, estimate(model.config, output), now, then, noise)
     output = output.float()
     if total is not None:
         torch.div(total, len(times), out=class_logits(model.config, output))

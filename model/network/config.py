@@ -18,7 +18,8 @@ MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
 MAX_HISTORY = 100  # frames back
 MAX_LEVELS = 8
 
-RETIRED = {"loss": "softmax"}  # settings of older checkpoints, with the only value that is still supported
+# Settings of older checkpoints, with the only value that is still supported
+RETIRED = {"loss": "softmax", "self_conditioning": False, "normalize_input": False}
 
 
 class ConfigError(ValueError):
@@ -41,7 +42,6 @@ class ModelConfig:
     # codes
     code_bits: Annotated[tuple[int, ...], "bits of the semantic code and of the instance slot"] = (8, 8)
     scale: Annotated[float, "b: analog bits are -b and +b"] = 0.1
-    normalize_input: Annotated[bool, "divide the noisy bits by their standard deviation"] = False
     tracked: Annotated[tuple[int, ...], "trainIds of the classes with tracks"] = (11, 13)
     # history
     history_offsets: Annotated[tuple[int, ...], "past frames whose masks are input"] = (-2, -1)
@@ -63,7 +63,6 @@ class ModelConfig:
     denoiser_depth: Annotated[int, "transformer layers at the lowest level"] = 6
     transformer_dim: Annotated[int, "their width"] = 512
     transformer_heads: Annotated[int, "their heads"] = 8
-    self_conditioning: Annotated[bool, "the last estimate is input of the next step"] = False
 
     def __post_init__(self):
         for name in ("image_size", "mask_size"):
@@ -81,12 +80,8 @@ class ModelConfig:
             raise ConfigError(f"history_offsets {self.history_offsets} must be negative and ascending, as in -2 -1")
         if self.patch < 1 or any(n % self.patch for n in self.mask_size):
             raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
-        if self.published and (self.patch > 1 or self.self_conditioning or not self.denoiser_depth):
-            raise ConfigError(
-                "published is for patch 1, a denoiser_depth above 0 and no self_conditioning: else give --no-published"
-            )
-        if self.published and self.located:
-            raise ConfigError("located is no part of the published network: give --no-located")
+        if self.published and (self.patch > 1 or self.located or not self.denoiser_depth):
+            raise ConfigError("published is for patch 1, not located, denoiser_depth above 0: else give --no-published")
         if self.detail and self.patch == 1:
             raise ConfigError("detail is for a patch above 1: there give --no-detail")
         if not 0 < self.scale < math.inf:

@@ -11,11 +11,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.network.backbones import STRIDES, build_backbone
+from model.network.dropout import dropped
 from model.network.layers import (
     TransformerLayer,
     apply,
     conv3x3,
-    dropped,
     group_norm,
     position_encoding,
     resized,

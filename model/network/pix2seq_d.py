@@ -32,7 +32,6 @@ class Pix2SeqD(nn.Module):
             depth=c.denoiser_depth,
             transformer_dim=c.transformer_dim,
             heads=c.transformer_heads,
-            self_conditioning=c.self_conditioning,
             patch=c.patch,
             located=c.located,
         )
@@ -63,16 +62,11 @@ class Pix2SeqD(nn.Module):
         x: Tensor,
         t: Tensor | Modulation,
         condition: Condition,
-        x0_previous: Tensor | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
         """The network's output for noisy bits x (B, bits, h, w) at times t (B,): logits (B, codes, h, w) in the
         type that the network computes in, or only the part of them on a grid of rows and columns."""
-        if self.config.normalize_input:
-            x = x / x.float().std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3).to(x.dtype)
-        if self.config.self_conditioning and x0_previous is None:
-            x0_previous = torch.zeros_like(x)
-        return self.denoiser(x, t, condition, x0_previous, grid)
+        return self.denoiser(x, t, condition, grid)
 
     def forward(
         self,
@@ -80,19 +74,18 @@ class Pix2SeqD(nn.Module):
         x: Tensor,
         t: Tensor,
         history: Tensor,
-        refine: Callable[..., tuple[Tensor, Tensor, Tensor | None]] | None = None,
+        refine: Callable[..., tuple[Tensor, Tensor]] | None = None,
         grid: Grid | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
         """The training path, whole: encode, condition, predict. Returns float32 logits.
 
-        refine(predict, x, t) -> (x, t, x0_previous): changes the input by the network's own estimate, without
+        refine(predict, x, t) -> (x, t): changes the input by the network's own estimate, without
         gradient; predict(x, t) is the network under this image and history. grid: answer only for these rows and
         columns. key: of the encoder's dropout (`encode`).
         """
         condition = self.condition(self.encode(image, x.shape[-2:], key), history)
-        x0_previous = None
         if refine is not None:
             with torch.no_grad():
-                x, t, x0_previous = refine(lambda x, t: self.predict(x, t, condition), x, t)
-        return self.predict(x, t, condition, x0_previous, grid).float()
+                x, t = refine(lambda x, t: self.predict(x, t, condition), x, t)
+        return self.predict(x, t, condition, grid).float()

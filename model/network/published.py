@@ -151,10 +151,9 @@ class PublishedUNet(TransUNet):
         x: Tensor,
         t: Tensor | Modulation,
         condition: Condition,
-        x0_previous: Tensor | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """As TransUNet.forward; x0_previous must be None."""
+        """As TransUNet.forward."""
         scales, token = t if isinstance(t, Modulation) else self.modulation(t)
         scales = iter(scales)
         # fmt: off

@@ -79,7 +79,6 @@ class TransUNet(nn.Module):
         depth: int,
         transformer_dim: int,
         heads: int,
-        self_conditioning: bool,
         patch: int = 1,
         located: bool = False,
     ):
@@ -92,7 +91,7 @@ class TransUNet(nn.Module):
         self.patch = patch
         self.time = TimeEmbedding(time_dim)
         # The first convolution is 1x1 over bits, history and image together, as published; its parts are added.
-        self.conv_in = nn.Conv2d(bits * (2 if self_conditioning else 1) * patch**2, dim, 1)
+        self.conv_in = nn.Conv2d(bits * patch**2, dim, 1)
         self.conv_image = nn.Conv2d(map_channels, dim, 1)
         self.conv_history = nn.Conv2d(bits * history_masks * patch**2, dim, 1, bias=False) if history_masks else None
 
@@ -154,17 +153,13 @@ class TransUNet(nn.Module):
         x: Tensor,
         t: Tensor | Modulation,
         condition: Condition,
-        x0_previous: Tensor | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """x: noisy bits (B, bits, h, w); t: times (B,) in [0, 1], or what `modulation` made of them or of one for all;
-        x0_previous: the estimate of the step before, for self-conditioning. Returns (B, out_channels, h, w), or its
-        rows and columns on the grid."""
+        """x: noisy bits (B, bits, h, w); t: times (B,) in [0, 1], or what `modulation` made of them or of one for all.
+        Returns (B, out_channels, h, w), or its rows and columns on the grid."""
         scales, token = t if isinstance(t, Modulation) else self.modulation(t)
         scales = iter(scales)
         # fmt: off
-        if x0_previous is not None:
-            x = torch.cat([x, x0_previous], dim=1)
         x = to_patches(x, self.patch)                                         # (B, C, h, w) in patches from here on
         x = self.conv_in(x) + condition.first                                 # (B, dim, h, w)
 

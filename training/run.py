@@ -1,0 +1,119 @@
+"""A training run: what it works with, where it stands, and its checkpoints."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from ema_pytorch import EMA
+from tqdm import tqdm
+
+from model import checkpoint as checkpoints
+from model.checkpoint import LATEST
+from model.network.pix2seq_d import Pix2SeqD
+from training.config import TrainingConfig
+
+Validate = Callable[[Pix2SeqD, int], dict[str, Any]]
+Picture = Callable[[Pix2SeqD, int, int], None]
+
+
+@dataclass
+class Run:
+    """What one call of `fit` works with, and where it stands."""
+
+    model: Pix2SeqD
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    config: TrainingConfig
+    folder: Path
+    extra: dict[str, Any] = field(default_factory=dict)
+    validate: Validate | None = None
+    picture: Picture | None = None
+    step: int = 0
+    saved: int = 0  # the step of the last checkpoint
+    whole: bool = True  # False while an update of the weights is under way
+
+    def state(self) -> dict[str, Any]:
+        """The checkpoint: averaged weights for inference, and all that training goes on from."""
+        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        scaler = self.accelerator.scaler
+        return {
+            "format": checkpoints.FORMAT,
+            "config": unwrapped.config.to_dict(),
+            "weights": self.ema.ema_model.state_dict(),
+            "training": {
+                "step": self.step,
+                "weights": unwrapped.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema_step": int(self.ema.step),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "config": dataclasses.asdict(self.config),
+                "processes": self.accelerator.num_processes,
+            },
+            **self.extra,
+        }
+
+    def resume(self, stored: dict[str, Any]) -> None:
+        training = stored["training"]
+        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        checkpoints.load_weights(unwrapped, training["weights"], "the checkpoint")
+        checkpoints.load_weights(self.ema.ema_model, stored["weights"], "the checkpoint")
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+            checkpoints.check_moments(self.optimizer)
+            if self.accelerator.scaler is not None and training.get("scaler"):
+                self.accelerator.scaler.load_state_dict(training["scaler"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise checkpoints.CheckpointError(f"the optimizer's state does not fit this run: {error}") from None
+        for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(settings)  # of this command line, and not of the file
+        self.ema.step.fill_(training["ema_step"])
+        self.ema.initted.fill_(True)
+        self.step = self.saved = training["step"]
+
+    def save(self) -> None:
+        """Write model-latest.pt, and model-<N>.pt and its picture where it is the time. A full disk stops nothing."""
+        number, rest = divmod(self.step, self.config.save_every)
+        if self.accelerator.is_main_process:
+            self._write(number if rest == 0 else None)
+            if rest == 0 and self.picture:
+                self.picture(self.ema.ema_model, number, self.step)
+        if rest == 0 and self.picture:
+            self.accelerator.wait_for_everyone()
+
+    def _write(self, number: int | None) -> None:
+        state = self.state()
+        try:
+            checkpoints.save(self.folder / LATEST, state)
+            self.saved = self.step
+            if number is not None:
+                checkpoints.save(self.folder / f"model-{number}.pt", state)
+                checkpoints.prune(self.folder, self.config.keep, self.config.milestone)
+        except OSError as error:
+            self.say(f"step {self.step}: could not save ({error}); the last checkpoint stands; tried again next time")
+
+    def end(self) -> None:
+        """Raise OSError where the last step could not be saved, in all processes; it is tried once more before."""
+        if self.accelerator.is_main_process and self.saved < self.step:
+            self._write(None)
+        if any_process(self.accelerator.is_main_process and self.saved < self.step, self.accelerator):
+            raise OSError(f"step {self.step} is not saved: make room in {self.folder}; the same command goes on")
+
+    def validated(self) -> dict[str, Any]:
+        """The figures of a validation of the averaged weights, for which all processes work together."""
+        return self.validate(self.ema.ema_model, self.step)
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)

@@ -1,0 +1,93 @@
+"""One optimizer step: its batch, the loss and its gradient, the update of the weights and of their average."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from model.diffusion.draws import draw
+from model.diffusion.loss import LossConfig, training_loss
+from model.network.config import ConfigError
+from training.config import TrainingConfig
+from training.run import Run
+from training.signals import Stop
+
+
+class StepBatches:
+    """The batches of sample numbers of one process: for each step `accumulate` slices, contiguous in the step's
+    batch, from the step on at which it starts."""
+
+    def __init__(self, config: TrainingConfig, start: int, process: int, processes: int):
+        share, rest = divmod(config.batch_size, config.accumulate * processes)
+        if rest:
+            raise ConfigError(
+                f"batch_size {config.batch_size} must be a multiple of {config.accumulate} slices x {processes} "
+                "processes"
+            )
+        self.config, self.start, self.process, self.processes, self.share = config, start, process, processes, share
+
+    def __len__(self) -> int:
+        return max(self.config.steps - self.start, 0) * self.config.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.config.steps):
+            for piece in range(self.config.accumulate):
+                yield self.numbers(step, piece)
+
+    def numbers(self, step: int, piece: int) -> list[int]:
+        begin = step * self.config.batch_size + (piece * self.processes + self.process) * self.share
+        return list(range(begin, begin + self.share))
+
+
+def optimizer_step(
+    run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches: StepBatches, stop: Stop
+) -> tuple[dict[str, float], bool]:
+    """One optimizer step of a run: its loss, parts and gradient norm, and whether any process was asked to stop.
+
+    The update is skipped where these are not finite. The device is waited for once, when they are read.
+    """
+    accelerator, config = run.accelerator, run.config
+    wrapped.train()
+    totals: dict[str, Tensor] = {}
+    for piece in range(config.accumulate):
+        batch = to_device(next(loader), accelerator.device)
+        twice = loss_config.self_aligned_rate > 0
+        mask_size = batch["semantic"].shape[-2:]
+        draws = draw(config.seed, batches.numbers(run.step, piece), run.model, mask_size, accelerator.device, twice)
+        sync = piece == config.accumulate - 1
+        with torch.enable_grad(), _no_sync(accelerator, wrapped, not sync):
+            with accelerator.autocast():
+                loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws, run.step)
+            accelerator.backward(loss / config.accumulate)
+        if "skipped" in batch:  # files that could not be read: a count over all slices and processes
+            parts["skipped_files"] = batch["skipped"].sum() * (config.accumulate * accelerator.num_processes)
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            totals[name] = totals.get(name, 0) + value / config.accumulate
+    totals["stop"] = torch.full((), float(stop.asked), device=accelerator.device)
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), config.clip)
+    means = accelerator.reduce(torch.stack([*totals.values()]), "mean")
+    values = dict(zip([*totals, "grad_norm"], torch.cat([means, norm[None].to(means)]).tolist(), strict=True))
+    stopping = values.pop("stop") > 0 or (stop.asked and accelerator.num_processes == 1)
+    run.whole = False
+    # With fp16 the gradient scaler skips by itself, and must see the gradient to lower its scale.
+    if all(math.isfinite(v) for v in values.values()) or accelerator.scaler is not None:
+        run.optimizer.step()
+        if math.isfinite(values["grad_norm"]):
+            run.ema.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step, run.whole = run.step + 1, True
+    return values, stopping
+
+
+def _no_sync(accelerator: Accelerator, model: nn.Module, skip: bool):
+    return accelerator.no_sync(model) if skip else contextlib.nullcontext()
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch of clips on the device, where its image becomes float in [0, 1]; labels stay small integers."""
+    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    batch["image"] = (batch["image"].float() / 255).contiguous(memory_format=torch.channels_last)
+    return batch
