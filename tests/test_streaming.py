@@ -293,11 +293,11 @@ def test_scores_are_interpolated_before_the_decision():
     """Two labels on four pixels in a row, twice as large: the border lies where their scores cross."""
     labels = torch.tensor([[0, 0, 1, 1]])
     sure = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
-    assert decide(labels, sure, (1, 8)).tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+    assert decide(labels, lambda n: sure.view(-1, 2)[n], (1, 8)).tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
     leaning = torch.tensor([[[1.0, 0.0], [0.6, 0.4], [0.0, 1.0], [0.0, 1.0]]])
     # new centres lie at 3/4 and 1/4 of the way: 0.75 * 0.6 < 0.75 * 0.4 + 0.25 * 1
-    assert decide(labels, leaning, (1, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
-    assert decide(labels, sure, (1, 4)).tolist() == labels.tolist()
+    assert decide(labels, lambda n: leaning.view(-1, 2)[n], (1, 8)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    assert decide(labels, lambda n: sure.view(-1, 2)[n], (1, 4)).tolist() == labels.tolist()
 
 
 def test_a_full_size_answer_is_that_of_interpolating_every_score():
@@ -305,7 +305,7 @@ def test_a_full_size_answer_is_that_of_interpolating_every_score():
     scores = torch.rand(6, 10, 2)
     labels = scores.argmax(dim=-1)
     planes = torch.nn.functional.interpolate(scores.permute(2, 0, 1)[None], (15, 23), mode="bilinear")[0]
-    decided = decide(labels, scores, (15, 23))
+    decided = decide(labels, lambda n: scores.view(-1, 2)[n], (15, 23))
     neighbours = torch.nn.functional.interpolate(labels[None, None].float(), (15, 23), mode="bilinear")[0, 0]
     mixed = (neighbours > 0) & (neighbours < 1)
     assert torch.equal(decided[mixed], planes.argmax(dim=0)[mixed])

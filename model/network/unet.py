@@ -23,8 +23,8 @@ from model.network.layers import (
     TransformerLayer,
     apply,
     conv3x3,
+    conv_from_patches,
     coordinates,
-    from_patches,
     group_norm,
     position_encoding,
     resized,
@@ -200,7 +200,7 @@ class TransUNet(nn.Module):
             pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
             pixels = pixels[:, top::stride, left::stride].flatten()
             weight, bias = weight[pixels], bias[pixels]
-        x = from_patches(F.conv2d(x, weight, bias), self.patch // stride)
+        x = conv_from_patches(x, weight, bias, self.patch // stride)
         if detail is not None:
             x = x + detail[..., top::stride, left::stride]
         return self.conv_out(F.silu(x))

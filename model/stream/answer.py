@@ -1,6 +1,6 @@
 """Reading the network's last output: classes, slots, which slots it hardly tells apart, and the answer at full size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -73,41 +73,41 @@ def full_size(
     """The answer at the frame's size, decided there: scores are interpolated, not labels, so that outlines are smooth.
 
     output: of one video (codes, h, w); raw_slot: the likeliest slot of each pixel; semantic, slot: the final answer at
-    mask size, codes and slots (h, w). Returns them as (H, W).
+    mask size, codes and slots uint8 (h, w). Returns them as (H, W).
     """
-    pairs = semantic.astype(np.int32) << 16 | slot
-    values, labels = np.unique(pairs, return_inverse=True)
-    labels = torch.from_numpy(labels.reshape(pairs.shape)).to(output.device)
-    scores = _label_scores(config, output, raw_slot, slot, values)
-    decided = values[decide(labels, scores, size).cpu().numpy()]
-    return (decided >> 16).astype(semantic.dtype), (decided & 0xFFFF).astype(slot.dtype)
+    pairs = semantic.astype(np.int32) << 8 | slot
+    values = np.flatnonzero(np.bincount(pairs.ravel()))
+    index = np.zeros(values[-1] + 1, np.int16)
+    index[values] = np.arange(len(values))
+    codes, finals = values >> 8, values & 0xFF
+    segments = np.flatnonzero(finals)
+    # Which final slot each raw one has become
+    table = np.zeros(config.slots, np.int64)
+    table[raw_slot[slot > 0]] = slot[slot > 0]
+    member = torch.from_numpy((table[1:, None] == finals[segments]).astype(np.float32)).to(output.device)
+
+    def score(pixels: Tensor) -> Tensor:
+        """How likely each label is for mask pixels (n,): (n, labels). The probability of a class; of a segment that of
+        the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
+        rows = output.permute(1, 2, 0).flatten(0, 1)[pixels].float()
+        classes = rows[:, 1 : config.code_sizes[0]].softmax(dim=-1)
+        scores = classes[:, codes - 1]
+        if segments.size:
+            shares = rows[:, config.code_sizes[0] + 1 :].softmax(dim=-1) @ member
+            tracked = classes[:, list(config.tracked)].amax(dim=-1, keepdim=True)
+            scores[:, segments] = tracked * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9)
+        return scores
+
+    decided = decide(torch.from_numpy(index[pairs]).to(output.device), score, size).cpu().numpy()
+    return codes.astype(semantic.dtype)[decided], finals.astype(slot.dtype)[decided]
 
 
-def _label_scores(
-    config: ModelConfig, output: Tensor, raw_slot: np.ndarray, slot: np.ndarray, values: np.ndarray
-) -> Tensor:
-    """How likely each label is: (h, w, labels); values: code << 16 | slot of each. The score of a class; of a segment
-    that of the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
-    classes, slots = output.permute(1, 2, 0).float().split(config.code_sizes, dim=-1)
-    classes = classes[..., 1:].softmax(dim=-1)
-    scores = classes[..., (values >> 16) - 1].contiguous()
-    segments = np.flatnonzero(values & 0xFFFF)
-    if segments.size:
-        # Which final slot each raw one has become
-        table, final = np.zeros(config.slots, np.int64), values[segments] & 0xFFFF
-        table[raw_slot[slot > 0]] = slot[slot > 0]
-        member = torch.from_numpy((table[1:, None] == final).astype(np.float32)).to(output.device)  # (slots - 1, n)
-        shares = slots[..., 1:].softmax(dim=-1) @ member
-        tracked = classes[..., list(config.tracked)].amax(dim=-1, keepdim=True)
-        scores[..., segments] = tracked * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9)
-    return scores
+def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int]) -> Tensor:
+    """The label of each pixel at a larger or smaller size: (H, W), of the labels' type.
 
-
-def decide(labels: Tensor, scores: Tensor, size: Sequence[int]) -> Tensor:
-    """The label of each pixel at a larger or smaller size: int64 (H, W).
-
-    labels: (h, w), the label of each pixel; scores: (h, w, labels). Where the four pixels around a new one agree theirs
-    is its label; elsewhere it is the one of theirs whose score, interpolated bilinearly, is the highest.
+    labels: integers (h, w); score(pixels) -> (n, labels), of the mask's pixels (n,), counted row by row. Where the four
+    mask pixels around a new one agree theirs is its label. Elsewhere it is the one of theirs whose score, interpolated
+    bilinearly, is the highest.
     """
     (h, w), device = labels.shape, labels.device
     places = []
@@ -116,16 +116,28 @@ def decide(labels: Tensor, scores: Tensor, size: Sequence[int]) -> Tensor:
         low = position.long()
         places.append((low, (low + 1).clamp(max=m - 1), position - low))
     (top, bottom, down), (left, right, across) = places
-    corners = [labels[y][:, x] for y in (top, bottom) for x in (left, right)]
-    decided = corners[0].clone()
-    rows, columns = torch.stack([c != corners[0] for c in corners[1:]]).any(dim=0).nonzero(as_tuple=True)
+
+    # From which mask pixels on the four differ
+    next_row, next_column = (torch.arange(1, n + 1, device=device).clamp(max=n - 1) for n in (h, w))
+    below = labels[next_row]
+    differ = (labels != below) | (labels != labels[:, next_column]) | (labels != below[:, next_column])
+    decided = labels[top][:, left]
+    rows, columns = differ[top][:, left].nonzero(as_tuple=True)
+
+    # The scores of the mask pixels that are needed
+    corners = torch.stack([y[rows] * w + x[columns] for y in (top, bottom) for x in (left, right)])  # (4, n)
+    needed = torch.zeros(h * w, dtype=torch.bool, device=device)
+    needed[corners] = True
+    scores = score(needed.nonzero(as_tuple=True)[0])
+    place = (needed.cumsum(0) - 1)[corners]
 
     down, across = down[rows], across[columns]
-    flat = [y[rows] * w + x[columns] for y in (top, bottom) for x in (left, right)]
     weights = [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
-    best, scores = torch.full_like(down, -1.0), scores.view(h * w, -1)
-    for candidate in (labels.flatten()[position] for position in flat):
-        score = sum(weight * scores[position, candidate] for weight, position in zip(weights, flat, strict=True))
-        decided[rows, columns] = torch.where(score > best, candidate, decided[rows, columns])
-        best = torch.maximum(best, score)
+    best, label = torch.full_like(down, -1.0), decided[rows, columns]
+    for candidate in labels.flatten()[corners]:
+        chosen = candidate.long()
+        total = sum(weight * scores[position, chosen] for weight, position in zip(weights, place, strict=True))
+        label = torch.where(total > best, candidate, label)
+        best = torch.maximum(best, total)
+    decided[rows, columns] = label
     return decided
