@@ -71,7 +71,6 @@ RECIPE = {
     "warmup":              (50,          500,         29),           # steps
     "ema_decay":           (0.998,       0.999,       0.999),
     "sampling":            ((4, 2, 0.5), (8, 4, 0.5), (20, 8, 0.05)),  # first and later steps, time difference
-    "published_stream":    (False,       False,       True),
     "learn_void":          (False,       False,       True),
     "time_power":          (3.0,         3.0,         1.0),          # t = u^(1 / power)
     "loss_stride":         (3,           2,           1),            # mask pixels
@@ -124,13 +123,13 @@ def main() -> None:
         # Validation
         validate = picture = None
         if args.validate_videos:
-            held_out = HeldOut(validation_source(args, model.config), args, settings.training.stream, accelerator)
+            held_out = HeldOut(validation_source(args, model.config), args, settings.stream, accelerator)
             validate, picture = held_out.validate, held_out.picture
 
         # Fit
         if accelerator.is_main_process:
             write_json(folder / "config.json", describe(args, settings))
-        extra = {"classes": list(CLASS_NAMES), "sampling": settings.training.stream, "data": args.dataset}
+        extra = {"classes": list(CLASS_NAMES), "sampling": settings.stream, "data": args.dataset}
         _, training, loss, *_ = settings
         with tracked(accelerator, args, *settings):
             fit(model, loss, training, samples, folder, accelerator, resume, validate, extra, args.quiet, picture)

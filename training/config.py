@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from model.network.config import ConfigError
 
@@ -39,14 +39,6 @@ class TrainingConfig:
     compile: Annotated[bool, "compile the network with torch.compile, on a GPU"] = False
     recompute: Annotated[bool, "gradient checkpointing: less memory, a third more to compute"] = False
     deterministic: Annotated[bool, "on a GPU, too, resume to the bit; slower"] = False
-    published_stream: Annotated[bool, "recommend that frames are predicted as published, without second looks"] = False
-
-    @property
-    def stream(self) -> dict[str, Any]:
-        """`sampling` as fields of StreamConfig."""
-        first_steps, steps, time_difference = self.sampling
-        stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
-        return stream | ({"fresh": False, "average_classes": False, "merge": 0.0} if self.published_stream else {})
 
     def __post_init__(self):
         for name, least in (("accumulate", 1), ("num_workers", 0)):

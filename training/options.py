@@ -32,6 +32,14 @@ class Settings(NamedTuple):
     history: HistoryConfig
     augmentation: Augmentation
 
+    @property
+    def stream(self) -> dict[str, Any]:
+        """The sampling that the checkpoints recommend, as fields of StreamConfig: the published network predicts as
+        published, without second looks."""
+        first_steps, steps, time_difference = self.training.sampling
+        stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
+        return stream | ({"fresh": False, "average_classes": False, "merge": 0.0} if self.model.published else {})
+
 
 def parse(
     doc: str, groups: Mapping[str, Sequence[cli.Option]], recipe: Mapping[str, Sequence[Any]]
