@@ -36,7 +36,7 @@ with cli.imports():
     from data.labels import DataError
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion.samplers import SAMPLERS
-    from model.stream.tracks import adopt
+    from model.stream.adopt import adopt
 
 TRAINED = Path("results/train/model-latest.pt")
 SHIPPED = Path("results/pretrained/model-tiny.pt")

@@ -176,7 +176,7 @@ def measure_files(args) -> dict[str, float]:
 
 
 def measure_training(args) -> dict[str, float]:
-    """Samples a second of training (batches of 8 for tiny, else of 2), and of the loader with a process on each core."""
+    """Samples a second of training (batches of 8 for tiny, else of 2) and of the loader, one process a core."""
     figures = {}
     size = (64, 128) if args.quick else None
     for preset in args.preset:

@@ -6,8 +6,9 @@ import torch
 from small import CONFIG, lively_model
 
 from model import ConfigError, StreamConfig, VideoPredictor
+from model.stream.adopt import adopt
 from model.stream.step import stream_step
-from model.stream.tracks import StreamState, Track, _moved, _seen, adopt, advance
+from model.stream.tracks import StreamState, Track, _moved, advance, seen
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
@@ -123,9 +124,9 @@ def test_all_slots_in_use_beside_tracks_out_of_sight():
 def test_the_motion_of_a_track_is_smooth_and_its_mask_ends_at_the_border():
     mask, votes = np.zeros((H, W), bool), np.array([0.0, 1.0])
     mask[2:6, 2:6] = True
-    first = _seen(None, 7, 5, CAR, 0, mask, votes)
+    first = seen(None, 7, 5, CAR, 0, mask, votes)
     assert first == Track(7, 5, CAR, 0, 3.5, 3.5, 0.0, 0.0, (0.0, 1.0))
-    second = _seen(first, 8, 5, CAR, 2, np.roll(mask, 4, axis=1), votes)
+    second = seen(first, 8, 5, CAR, 2, np.roll(mask, 4, axis=1), votes)
     assert (second.id, second.dx, second.dy, second.frame) == (7, 1.0, 0.0, 2)  # half of 4 pixels in 2 frames
     y, x = _moved(np.roll(mask, 4, axis=1), second._replace(dx=float(W - 8)), 3)
     assert x.max() == W - 1 and y.min() == 2 and len(x) == 8

@@ -12,10 +12,11 @@ from small import CONFIG, lively_model
 from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
+from model.stream.adopt import adopt
 from model.stream.answer import candidates, decide, slot_masses
 from model.stream.resize import nearest
 from model.stream.step import _history, stream_step
-from model.stream.tracks import StreamState, adopt, advance, merged
+from model.stream.tracks import StreamState, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size

@@ -151,7 +151,7 @@ def advance(
 
     # Tracks
     found = _associate(known, codes, told, state, model.history_length, max_gap)
-    place = _placed(segments, {s: state.tracks[n].slot for s, n in found.items()}, state, model.slots)
+    place = placed(segments, {s: state.tracks[n].slot for s, n in found.items()}, state, model.slots)
     now, next_track = [], state.next_track
     segments.sort()
     for s in segments:
@@ -159,7 +159,7 @@ def advance(
         past = np.array(before.votes if before else [0.0] * len(tracked_codes))
         votes = VOTE_DECAY * past + counts[s] / areas[s]
         code = int(tracked_codes[votes.argmax()])
-        now.append(_seen(before, next_track, place[s], code, state.frame, known == s, votes))
+        now.append(seen(before, next_track, place[s], code, state.frame, known == s, votes))
         next_track += before is None
 
     # The mask: one class a segment, what was dropped becomes the likeliest other class
@@ -176,39 +176,7 @@ def advance(
         state, frame=state.frame + 1, tracks=now + [state.tracks[n] for n in lost],
         masks=np.stack(masks) if masks else None, next_track=next_track,
     )  # fmt: skip
-    return semantic, slot, _with_mask(after, state, semantic, slot, np.ones(slot.shape, bool), model.history_length)
-
-
-def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
-    """Take a frame's mask as given, in place of predicting it: class indices or 255, track ids, both (H, W).
-
-    size: (h, w) of the mask, None for the model's choice. A track that the state knows keeps its slot; a new one gets
-    the slot that has been free for longest. Where there are more tracks than slots the smallest have none. Returns the
-    next state.
-    """
-    size = size or model.sizes_for(semantic.shape)[1]
-    state = state.at_size(size)
-    labels, ids = nearest(semantic, size), nearest(track, size).astype(np.int64)
-    codes = np.where(labels == VOID, 0, labels + 1).astype(np.uint8)
-    tracked_codes = np.array(model.tracked) + 1
-
-    present, areas = np.unique(ids[ids > 0], return_counts=True)
-    named = present[np.argsort(-areas, kind="stable")][: model.slots - 1].tolist()
-    rows = {t.id: n for n, t in enumerate(state.tracks)}
-    place = _placed(named, {i: state.tracks[rows[i]].slot for i in named if i in rows}, state, model.slots)
-    now, slot = [], np.zeros(size, np.int32)
-    for i in named:
-        mask = ids == i
-        counts = np.array([np.count_nonzero(codes[mask] == code) for code in tracked_codes])
-        code = int(np.bincount(codes[mask]).argmax())
-        before = state.tracks[rows[i]] if i in rows else None
-        now.append(_seen(before, i, place[i], code, state.frame, mask, counts / mask.sum()))
-        slot[mask] = place[i]
-    after = dataclasses.replace(
-        state, frame=state.frame + 1, tracks=now, masks=np.stack([ids == i for i in named]) if named else None,
-        next_track=max(state.next_track, int(track.max(initial=0)) + 1),
-    )  # fmt: skip
-    return _with_mask(after, state, codes, slot, labels != VOID, model.history_length)
+    return semantic, slot, with_mask(after, state, semantic, slot, np.ones(slot.shape, bool), model.history_length)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,7 +234,7 @@ def _moved(mask: np.ndarray, track: Track, frame: int) -> tuple[np.ndarray, np.n
     return y[inside], x[inside]
 
 
-def _placed(segments: list[int], taken: dict[int, int], state: StreamState, slots: int) -> dict[int, int]:
+def placed(segments: list[int], taken: dict[int, int], state: StreamState, slots: int) -> dict[int, int]:
     """The slot of each segment: its track's (`taken`), else its own name where that is free, else the free one that no
     track has had for longest; slots of lost tracks last."""
     place, used = dict(taken), set(taken.values())
@@ -289,7 +257,7 @@ def _lost(state: StreamState, now: list[Track], gap: int) -> list[int]:
     ]
 
 
-def _seen(
+def seen(
     before: Track | None, new_id: int, slot: int, code: int, frame: int, mask: np.ndarray, votes: np.ndarray
 ) -> Track:
     """A track as it is in this frame; its motion is smoothed."""
@@ -302,7 +270,7 @@ def _seen(
     return Track(before.id if before else new_id, slot, code, frame, y, x, dy, dx, tuple(votes.tolist()))
 
 
-def _with_mask(after: StreamState, before: StreamState, semantic, slot, known, length: int) -> StreamState:
+def with_mask(after: StreamState, before: StreamState, semantic, slot, known, length: int) -> StreamState:
     """The next history: the masks move up by one, the newest is last."""
     if length:
         for name, new in (("semantic", semantic), ("slot", slot), ("known", known)):

@@ -1,0 +1,41 @@
+"""A mask that is given, not predicted, as part of a video's history."""
+
+import dataclasses
+
+import numpy as np
+
+from model.network.config import ModelConfig
+from model.stream.resize import nearest
+from model.stream.tracks import VOID, StreamState, placed, seen, with_mask
+
+
+def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
+    """Take a frame's mask as given, in place of predicting it: class indices or 255, track ids, both (H, W).
+
+    size: (h, w) of the mask, None for the model's choice. A track that the state knows keeps its slot; a new one gets
+    the slot that has been free for longest. Where there are more tracks than slots the smallest have none. Returns the
+    next state.
+    """
+    size = size or model.sizes_for(semantic.shape)[1]
+    state = state.at_size(size)
+    labels, ids = nearest(semantic, size), nearest(track, size).astype(np.int64)
+    codes = np.where(labels == VOID, 0, labels + 1).astype(np.uint8)
+    tracked_codes = np.array(model.tracked) + 1
+
+    present, areas = np.unique(ids[ids > 0], return_counts=True)
+    named = present[np.argsort(-areas, kind="stable")][: model.slots - 1].tolist()
+    rows = {t.id: n for n, t in enumerate(state.tracks)}
+    place = placed(named, {i: state.tracks[rows[i]].slot for i in named if i in rows}, state, model.slots)
+    now, slot = [], np.zeros(size, np.int32)
+    for i in named:
+        mask = ids == i
+        counts = np.array([np.count_nonzero(codes[mask] == code) for code in tracked_codes])
+        code = int(np.bincount(codes[mask]).argmax())
+        before = state.tracks[rows[i]] if i in rows else None
+        now.append(seen(before, i, place[i], code, state.frame, mask, counts / mask.sum()))
+        slot[mask] = place[i]
+    after = dataclasses.replace(
+        state, frame=state.frame + 1, tracks=now, masks=np.stack([ids == i for i in named]) if named else None,
+        next_track=max(state.next_track, int(track.max(initial=0)) + 1),
+    )  # fmt: skip
+    return with_mask(after, state, codes, slot, labels != VOID, model.history_length)
