@@ -13,7 +13,7 @@ from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
 from model.stream.adopt import adopt
-from model.stream.answer import candidates, decide, slot_masses
+from model.stream.answer import candidates, decide, slot_masses, through_mask
 from model.stream.resize import nearest
 from model.stream.step import _history, stream_step
 from model.stream.tracks import StreamState, advance, merged
@@ -311,6 +311,16 @@ def test_a_full_size_answer_is_that_of_interpolating_every_score():
     mixed = (neighbours > 0) & (neighbours < 1)
     assert torch.equal(decided[mixed], planes.argmax(dim=0)[mixed])
     assert torch.equal(decided[~mixed].float(), neighbours[~mixed])
+
+
+def test_the_truth_through_a_mask_loses_what_the_mask_cannot_show():
+    semantic, track = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.int32)
+    semantic[:, 4:], track[:, 4:] = 13, 700_000  # an edge between mask pixels
+    semantic[0, 0] = 255  # smaller than one
+    back = through_mask(semantic, track, (4, 4))
+    semantic[0, 0] = 0
+    assert np.array_equal(back[0], semantic) and np.array_equal(back[1], track)
+    assert [m.dtype for m in back] == [np.uint8, np.int32]
 
 
 def test_an_image_size_that_is_none_is_refused():

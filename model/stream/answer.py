@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.network.config import NUM_CLASSES, ModelConfig
+from model.stream.resize import nearest
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
 ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
@@ -141,3 +142,17 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
         best = torch.maximum(best, total)
     decided[rows, columns] = label
     return decided
+
+
+def through_mask(semantic: np.ndarray, track: np.ndarray, mask_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The truth as a model with perfect answers would give it: brought to the mask's size and back to its own.
+
+    semantic, track: class indices and ids (H, W), returned in their types and size. What is lost is what the mask is
+    too coarse to show.
+    """
+    keys = semantic.astype(np.int64) << 32 | track
+    values, labels = np.unique(nearest(keys, mask_size), return_inverse=True)
+    labels = torch.from_numpy(labels.reshape(mask_size))
+    certain = torch.eye(len(values))
+    decided = values[decide(labels, lambda pixels: certain[labels.flatten()[pixels]], semantic.shape).numpy()]
+    return (decided >> 32).astype(semantic.dtype), (decided & 0xFFFFFFFF).astype(track.dtype)
