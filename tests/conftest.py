@@ -6,6 +6,10 @@ import pytest
 from serving import Server
 
 
+def pytest_addoption(parser):
+    parser.addoption("--renew", action="store_true", help="write the golden figures anew (tests/test_golden.py)")
+
+
 @pytest.fixture
 def serve(monkeypatch):
     """Start a server with a script; `get` downloads from it with short waits."""
