@@ -2,7 +2,7 @@
 
     python inference.py                                                data/input -> data/output
     python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
-    python inference.py --input_folder rtsp://HOST/STREAM              a stream, until Ctrl-C
+    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, shown as it comes, until Ctrl-C
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
@@ -26,6 +26,7 @@ with cli.imports():
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
+    from data.draw.live import Live
     from data.io.cuts import Cuts
     from data.io.files import LeftOut, in_words
     from data.io.inputs import Sequence, find_sequences
@@ -47,6 +48,7 @@ OPTIONS = {
         cli.Option("output_folder", Path("data/output"), "folder for the predictions"),
         cli.Option("checkpoint", None, f"weights; none: {TRAINED}, else {SHIPPED}", kind=Path),
         cli.Option("overlay", ("mp4",), "what is drawn of each video beside its masks", ("none", *WRITERS)),
+        cli.Option("live", False, "show frames and masks in a browser as they come"),
         cli.Option("colorblind", False, "overlay colours that all kinds of colour vision tell apart", rare=True),
         cli.Option("fps", None, "frames a second of the overlay; none: the video's, or 10", kind=float, rare=True),
         cli.Option("skip_bad_files", False, "go on without images that cannot be read, and list them", rare=True),
@@ -142,8 +144,11 @@ def write_all(
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
-    with tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar:
-        jobs = [Job(sequences[number], number, args, run, bar) for number in mine]
+    with (
+        tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
+        shown_live(args, processes) as live,
+    ):
+        jobs = [Job(sequences[number], number, args, run, bar, live) for number in mine]
         predict(predictor, jobs, args.batch_videos)
     failures = [failure for job in jobs for failure in job.failures]
     if processes.num_processes > 1:
@@ -154,6 +159,23 @@ def write_all(
         print("".join(f"{remark}\n" for job in jobs for remark in job.remarks), end="")
         print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
     return failures
+
+
+@contextlib.contextmanager
+def shown_live(args, processes: PartialState):
+    """The page of --live, or None. Raises UsageError where no port can be had."""
+    if not args.live or not processes.is_main_process:
+        yield None
+        return
+    try:
+        live = Live(args.colorblind)
+    except OSError as error:
+        raise cli.UsageError(f"--live: no page can be served on this machine ({error})") from None
+    live.open()
+    try:
+        yield live
+    finally:
+        live.close()
 
 
 def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
@@ -239,8 +261,8 @@ def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
 class Job:
     """One video on its way: its frames, its state, and what is written of it."""
 
-    def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm):
-        self.sequence, self.number, self.args, self.bar = sequence, number, args, bar
+    def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm, live: Live | None = None):
+        self.sequence, self.number, self.args, self.bar, self.live = sequence, number, args, bar, live
         fps = args.fps or sequence.rate_and_length()[0] or 10.0
         self.output = SequenceOutput(
             sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before, args.colorblind
@@ -298,6 +320,8 @@ class Job:
         self.done += 1
         if frame is not None:
             self.output.write(frame, image, *answer, given=self.done <= self.args.use_frames_before)
+            if self.live is not None:
+                self.live.show(image, *answer)
         self.output.checkpoint(self.done, self.stored, self.failures)
         self.bar.update()
 

@@ -43,13 +43,13 @@ environment() {
         say "PyTorch's own index does not answer; taking the plain registry's build."
         torch_pair
     fi
-    .venv/bin/uv pip install --quiet --python .venv/bin/python --requirement pyproject.toml --extra dev
+    .venv/bin/uv pip install --compile-bytecode --quiet --python .venv/bin/python --requirement pyproject.toml --extra dev
     verify
     printf '%s' "$wanted" >"$stamp"
     say "Done. Activate it with: source .venv/bin/activate"
 }
 
-torch_pair() { UV_HTTP_TIMEOUT=120 UV_HTTP_RETRIES=1 .venv/bin/uv pip install --quiet --python .venv/bin/python "$@" 'torch>=2.11' torchvision; }
+torch_pair() { UV_HTTP_TIMEOUT=120 UV_HTTP_RETRIES=1 .venv/bin/uv pip install --compile-bytecode --quiet --python .venv/bin/python "$@" 'torch>=2.11' torchvision; }
 
 backend() { if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then echo auto; else echo cpu; fi; }
 

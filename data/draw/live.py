@@ -1,0 +1,138 @@
+"""Frames and their masks in a browser while inference runs: a page on this machine, fed as frames come.
+
+The page is served on 127.0.0.1 alone, by the standard library. The drawing has a thread of its own and takes the newest
+frame each time, so that it never holds inference up: a slow browser sees fewer frames.
+"""
+
+import io
+import json
+import os
+import sys
+import threading
+import time
+import webbrowser
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from PIL import Image
+
+from data.draw import render
+from data.io.overlays import narrowed
+
+WIDTH = 960  # pixels of a frame, at most
+BOUNDARY = "frame"
+PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Live panoptic segmentation</title>
+<style>body{background:#111;color:#eee;font:16px system-ui;margin:1em;text-align:center}img{max-width:100%}</style>
+<img src="stream" alt="The newest frame, and the frame under its mask"><p role="status" id="state">waiting</p>
+<script>
+const tell = async () => {
+  const state = await fetch("state").then(answer => answer.json()).catch(() => null);
+  document.getElementById("state").textContent =
+    state ? `frame ${state.frames}, ${state.rate.toFixed(1)} frames/s` : "ended";
+  if (state) setTimeout(tell, 500);
+};
+tell();
+</script></html>"""
+
+
+class Live:
+    """The page; `show` each frame, then `close`. `address` is where it is."""
+
+    def __init__(self, colorblind: bool = False):
+        self.colorblind = colorblind
+        self.new = threading.Condition()
+        self.waiting: tuple | None = None  # the newest frame that is not drawn
+        self.picture: bytes | None = None
+        self.frames, self.times, self.closed = 0, deque(maxlen=20), False
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"live": self}))
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+        for work in (self.server.serve_forever, self._draw):
+            threading.Thread(target=work, daemon=True).start()
+
+    def open(self) -> None:
+        """Say where the page is, and open it where the machine has a display."""
+        print(f"live: {self.address}", flush=True)
+        if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+            webbrowser.open(self.address)
+
+    def show(self, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
+        """The next frame uint8 (H, W, 3) with its classes and ids (H, W). Returns at once."""
+        with self.new:
+            self.waiting = image, semantic, track
+            self.frames += 1
+            self.times.append(time.monotonic())
+            self.new.notify_all()
+
+    def close(self) -> None:
+        with self.new:
+            self.closed = True
+            self.new.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def state(self) -> dict[str, float]:
+        """Frames so far, and frames a second of the last 20."""
+        seconds = self.times[-1] - self.times[0] if len(self.times) > 1 else 0
+        return {"frames": self.frames, "rate": (len(self.times) - 1) / seconds if seconds else 0.0}
+
+    def next_picture(self, before: bytes | None) -> bytes | None:
+        """The newest JPEG once there is another than `before`; None when the page is closed."""
+        with self.new:
+            self.new.wait_for(lambda: self.closed or self.picture is not before)
+            return None if self.closed else self.picture
+
+    def _draw(self) -> None:
+        while True:
+            with self.new:
+                self.new.wait_for(lambda: self.closed or self.waiting is not None)
+                if self.closed:
+                    return
+                frame, self.waiting = self.waiting, None
+            image, semantic, track = narrowed(WIDTH, *frame)
+            both = [image, render.overlay(image, semantic, track, colorblind=self.colorblind)]
+            wide = image.shape[1] > image.shape[0]
+            picture = io.BytesIO()
+            Image.fromarray(np.concatenate(both, axis=0 if wide else 1)).save(picture, "JPEG", quality=80)
+            with self.new:
+                self.picture = picture.getvalue()
+                self.new.notify_all()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    live: Live
+
+    def do_GET(self) -> None:
+        if self.path == "/":
+            self._answer("text/html; charset=utf-8", PAGE)
+        elif self.path == "/state":
+            self._answer("application/json", json.dumps(self.live.state).encode())
+        elif self.path == "/stream":
+            self._stream()
+        else:
+            self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self) -> None:
+        """Pictures that replace one another, until the page or the browser is closed."""
+        self.send_response(200)
+        self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+        self.end_headers()
+        picture = None
+        try:
+            while (picture := self.live.next_picture(picture)) is not None:
+                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + picture + b"\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            pass
