@@ -44,7 +44,7 @@ with cli.imports():
         read_labels,
         split_of,
     )
-    from data.labels import CAR, CLASS_NAMES, NUM_CLASSES, PERSON, THINGS, DataError
+    from data.labels import DEFAULT_SPACE, DataError, LabelSpace, read_label_space
     from metrics import Evaluation
     from metrics.remarks import on_edges, shape_of, why_not
 
@@ -56,13 +56,14 @@ OPTIONS = {
             "ground_truth", Path("data/KittiSTEP"), "folder of ground truth, the split's own or one above", kind=Path
         ),
         Option("split", "val", "which split, where the folder of ground truth holds several", choices=SPLITS),
+        Option("classes", None, "classes.json of the truth; none: one beside it, else the 19 of Cityscapes", kind=Path),
         Option("json", None, "file for the figures, fractions of one; none: they are only printed", kind=Path),
     ),
     "measures": (
         Option(
             "things",
             ("auto",),
-            "classes with instances and tracks; auto: person and car, or Cityscapes' eight with its truth",
+            "classes with instances and tracks; auto: those with tracks, of single images all things",
             metavar="CLASS",
         ),
         Option(
@@ -101,21 +102,22 @@ class Frame:
 def main() -> None:
     args = parse_args()
     left_out: LeftOut = {}
-    truths = find_labels(args.ground_truth, args.split, left_out) if args.evaluate else {}
+    own = read_label_space(args.classes) if args.classes else None
+    truths = find_labels(args.ground_truth, args.split, left_out, own) if args.evaluate else {}
     split = split_of(args.ground_truth, truths, args.split) if args.evaluate else args.split
     predictions = find_labels(args.predictions, split, left_out) if args.reference == "none" else {}
     predictions = matched(predictions, truths, args.predictions)
     if args.evaluate:
         frames, problems = pair(truths, predictions, args.reference)
-        is_cityscapes = any(truth.kind in CITYSCAPES for truth in truths.values())
-        things = things_of(args.things, is_cityscapes)
+        space = space_of(truths, predictions)
+        things = things_of(args.things, space, any(truth.kind in CITYSCAPES for truth in truths.values()))
         # Classes are known only once a file is read, so that the last check is the evaluation itself.
-        evaluation, of_labels, shapes = evaluate(frames, things, args.reference, args.workers)
+        evaluation, of_labels, shapes = evaluate(frames, things, space, args.reference, args.workers)
         stop_if(problems + of_labels, args)
         result = evaluation.result()
         lengths = Counter(frame.sequence for frame in frames if frame.sequence is not None)
         has_tracks = not any(frame.prediction and frame.prediction.kind == "coco" for frame in frames)
-        remarks = why_not(result, lengths, has_tracks) + on_edges(shapes, CLASS_NAMES)
+        remarks = why_not(result, lengths, has_tracks) + on_edges(shapes, space.names)
         print_table(result, evaluation.frames)
         print("".join(f"\n{remark}" for remark in remarks), end="\n" * bool(remarks))
         if args.json:
@@ -159,7 +161,6 @@ def parse_args() -> argparse.Namespace:
         if Path(folder).resolve().is_relative_to(args.predictions.resolve()):
             raise cli.UsageError(f"--export {form} {folder} lies in the folder of predictions: choose another one")
         check_output(Path(folder), "--export")
-    things_of(args.things, False)
     return args
 
 
@@ -173,14 +174,26 @@ def check_output(folder: Path, flag: str) -> None:
         raise cli.UsageError(f"{flag}: {folder} cannot be written to")
 
 
-def things_of(names: list[str] | tuple[str, ...], is_cityscapes: bool) -> tuple[int, ...]:
-    """--things -> trainIds. Raises cli.UsageError for a name that is no class."""
+def space_of(truths: dict[str, LabelFile], predictions: dict[str, LabelFile]) -> LabelSpace:
+    """The classes of both. Raises cli.UsageError where they differ."""
+    first = [next(iter(files.values())).space for files in (truths, predictions) if files]
+    truth, *others = (space or DEFAULT_SPACE for space in first)
+    for other in others:
+        if other.names != truth.names:
+            raise cli.UsageError(
+                f"the predictions have the classes {', '.join(other.names[:4])}, ..., the ground truth "
+                f"{', '.join(truth.names[:4])}, ...: name the truth's classes.json with --classes"
+            )
+    return truth
+
+
+def things_of(names: list[str] | tuple[str, ...], space: LabelSpace, images: bool) -> tuple[int, ...]:
+    """--things -> classes. Raises cli.UsageError for a name that is no class."""
     if list(names) == ["auto"]:
-        return THINGS if is_cityscapes else (PERSON, CAR)
-    unknown = [name for name in names if name not in CLASS_NAMES]
-    if unknown:
-        raise cli.UsageError(f"--things {unknown[0]}: classes are {', '.join(CLASS_NAMES)}")
-    return tuple(CLASS_NAMES.index(name) for name in names)
+        return space.things if images else space.tracked
+    if unknown := [name for name in names if name not in space.names]:
+        raise cli.UsageError(f"--things {unknown[0]}: classes are {', '.join(space.names)}")
+    return tuple(space.names.index(name) for name in names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,14 +256,14 @@ def stop_if(problems: list[str], args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    frames: list[Frame], things: tuple[int, ...], reference: str, workers: int
+    frames: list[Frame], things: tuple[int, ...], space: LabelSpace, reference: str, workers: int
 ) -> tuple[Evaluation, list[str], np.ndarray]:
     """All frames' figures, the same bits for any number of workers; what was wrong in the files, a line each; and
     `shape_of` some frames."""
-    portions = [(portion, things, reference) for portion in portions_of(frames)]
+    portions = [(portion, things, space, reference) for portion in portions_of(frames)]
     portions.sort(key=lambda p: -len(p[0]))  # the longest first, so that no worker is left with it at the end
     workers = max(1, min(workers or cores(), len(portions)))
-    total = new_evaluation(things)
+    total = new_evaluation(things, space)
     problems: list[str] = []
     shapes = np.zeros((2, 2, 256), np.int64)
     with tqdm(total=len(frames), desc="evaluate", unit="frame", disable=None) as bar:
@@ -265,8 +278,8 @@ def evaluate(
     return total, sorted(problems), shapes
 
 
-def new_evaluation(things: tuple[int, ...]) -> Evaluation:
-    return Evaluation(things, things, NUM_CLASSES, CLASS_NAMES)
+def new_evaluation(things: tuple[int, ...], space: LabelSpace) -> Evaluation:
+    return Evaluation(things, things, len(space.classes), space.names)
 
 
 def portions_of(frames: list[Frame]) -> Iterator[list[Frame]]:
@@ -278,10 +291,14 @@ def portions_of(frames: list[Frame]) -> Iterator[list[Frame]]:
 
 
 def evaluate_portion(
-    frames: list[Frame], things: tuple[int, ...], reference: str, progress: Callable[[int], object]
+    frames: list[Frame],
+    things: tuple[int, ...],
+    space: LabelSpace,
+    reference: str,
+    progress: Callable[[int], object],
 ) -> tuple[Evaluation, list[str], np.ndarray]:
     """The figures of one portion, and the files that cannot be used: all of them, none ends the run."""
-    evaluation = new_evaluation(things)
+    evaluation = new_evaluation(things, space)
     problems = []
     held = None
     shapes = np.zeros((2, 2, 256), np.int64)

@@ -34,7 +34,7 @@ with cli.imports():
     from data.io.overlays import WRITERS
     from data.io.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
     from data.io.video import is_stream
-    from data.labels import DataError
+    from data.labels import DataError, LabelSpace
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion.samplers import SAMPLERS
     from model.stream.adopt import adopt
@@ -139,16 +139,18 @@ def write_all(
         raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
         source = args.input_folder[0] if len(args.input_folder) == 1 else os.path.commonpath(args.input_folder)
-        note_run(args.output_folder, source, args.checkpoint, [s.name for s in sequences], args.restart)
+        note_run(
+            args.output_folder, source, args.checkpoint, [s.name for s in sequences], args.restart, predictor.space
+        )
     mine = share(sequences, processes.process_index, processes.num_processes)
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
     with (
         tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
-        shown_live(args, processes) as live,
+        shown_live(args, predictor.space, processes) as live,
     ):
-        jobs = [Job(sequences[number], number, args, run, bar, live) for number in mine]
+        jobs = [Job(sequences[number], number, args, run, bar, predictor.space, live) for number in mine]
         predict(predictor, jobs, args.batch_videos)
     failures = [failure for job in jobs for failure in job.failures]
     if processes.num_processes > 1:
@@ -162,13 +164,13 @@ def write_all(
 
 
 @contextlib.contextmanager
-def shown_live(args, processes: PartialState):
+def shown_live(args, space: LabelSpace, processes: PartialState):
     """The page of --live, or None. Raises UsageError where no port can be had."""
     if not args.live or not processes.is_main_process:
         yield None
         return
     try:
-        live = Live(args.colorblind)
+        live = Live(args.colorblind, space)
     except OSError as error:
         raise cli.UsageError(f"--live: no page can be served on this machine ({error})") from None
     live.open()
@@ -261,12 +263,15 @@ def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
 class Job:
     """One video on its way: its frames, its state, and what is written of it."""
 
-    def __init__(self, sequence: Sequence, number: int, args, run: str, bar: tqdm, live: Live | None = None):
+    def __init__(
+        self, sequence: Sequence, number: int, args, run: str, bar: tqdm, space: LabelSpace, live: Live | None = None
+    ):
         self.sequence, self.number, self.args, self.bar, self.live = sequence, number, args, bar, live
         fps = args.fps or sequence.rate_and_length()[0] or 10.0
         self.output = SequenceOutput(
-            sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before, args.colorblind
-        )
+            sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before,
+            args.colorblind, space,
+        )  # fmt: skip
         self.state, self.cuts = StreamState(number), Cuts()
         self.done = 0
         self.failures: list[str] = []

@@ -19,12 +19,11 @@ with cli.imports():
 
     from data.io.export import write_json
     from data.io.lock import sole_writer
-    from data.labels import CLASS_NAMES
     from data.sets.registry import DATASETS
     from model import PRESETS
     from training.fit import fit
     from training.options import describe, parse
-    from training.samples import in_words, open_sources, training_stream, validation_source, with_tracks
+    from training.samples import for_classes, in_words, open_sources, training_stream, validation_source
     from training.start import initial_model, start_accelerator, tracked
     from training.validation import HeldOut
 
@@ -109,7 +108,8 @@ def main() -> None:
         sources = open_sources(args, settings.model, "train")
 
         # Resume, init or scratch
-        model, resume = initial_model(with_tracks(settings.model, sources), args, accelerator)
+        config, space = for_classes(settings.model, sources)
+        model, resume = initial_model(config, space, args, accelerator)
         settings = settings._replace(model=model.config)
 
         # Samples
@@ -129,7 +129,7 @@ def main() -> None:
         # Fit
         if accelerator.is_main_process:
             write_json(folder / "config.json", describe(args, settings))
-        extra = {"classes": list(CLASS_NAMES), "sampling": settings.stream, "data": args.dataset}
+        extra = {"label_space": space.to_dict(), "sampling": settings.stream, "data": args.dataset}
         _, training, loss, *_ = settings
         with tracked(accelerator, args, *settings):
             fit(model, loss, training, samples, folder, accelerator, resume, validate, extra, args.quiet, picture)

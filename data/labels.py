@@ -1,13 +1,16 @@
-"""The label space: the 19 Cityscapes classes, things and stuff, void, the palette, and the PNG codec of KITTI-STEP.
+"""Label spaces - classes, things and stuff, tracks, colours - and the PNG codec of KITTI-STEP.
 
-A frame's labels are two arrays of the frame's size: `semantic` uint8 (H, W), the trainId 0..18 or 255 = void; and
+A frame's labels are two arrays of the frame's size: `semantic` uint8 (H, W), the class 0.. or 255 = void; and
 `instance` int32 (H, W), the track or instance id, 0 = none. A thing pixel with id 0 is crowd. This is the encoding of
 STEP (Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.11859, section 3).
 """
 
+import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,49 +30,136 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class SemanticClass:
     name: str
-    train_id: int
-    label_ids: tuple[int, ...]  # Cityscapes labelIds that map to this class
+    ids: tuple[int, ...]  # values in the label files that are this class; of the default space Cityscapes' labelIds
     color: tuple[int, int, int]
-    is_thing: bool
+    is_thing: bool = False
+    has_tracks: bool = False
 
 
-CLASSES = (
-    SemanticClass("road", 0, (7,), (128, 64, 128), False),
-    SemanticClass("sidewalk", 1, (8,), (244, 35, 232), False),
-    SemanticClass("building", 2, (11,), (70, 70, 70), False),
-    SemanticClass("wall", 3, (12,), (102, 102, 156), False),
-    SemanticClass("fence", 4, (13,), (190, 153, 153), False),
-    SemanticClass("pole", 5, (17,), (153, 153, 153), False),
-    SemanticClass("traffic light", 6, (19,), (250, 170, 30), False),
-    SemanticClass("traffic sign", 7, (20,), (220, 220, 0), False),
-    SemanticClass("vegetation", 8, (21,), (107, 142, 35), False),
-    SemanticClass("terrain", 9, (22,), (152, 251, 152), False),
-    SemanticClass("sky", 10, (23,), (70, 130, 180), False),
-    SemanticClass("person", 11, (24,), (220, 20, 60), True),
-    SemanticClass("rider", 12, (25,), (255, 0, 0), True),
-    SemanticClass("car", 13, (26,), (0, 0, 142), True),
-    SemanticClass("truck", 14, (27,), (0, 0, 70), True),
-    SemanticClass("bus", 15, (28,), (0, 60, 100), True),
-    SemanticClass("train", 16, (31,), (0, 80, 100), True),
-    SemanticClass("motorcycle", 17, (32,), (0, 0, 230), True),
-    SemanticClass("bicycle", 18, (33,), (119, 11, 32), True),
-)
-NUM_CLASSES = len(CLASSES)
-CLASS_NAMES = tuple(c.name for c in CLASSES)
-THINGS = tuple(c.train_id for c in CLASSES if c.is_thing)
-STUFF = tuple(c.train_id for c in CLASSES if not c.is_thing)
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set and of the models trained on it; a class is known by its position, 0..254."""
+
+    classes: tuple[SemanticClass, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def things(self) -> tuple[int, ...]:
+        return tuple(i for i, c in enumerate(self.classes) if c.is_thing)
+
+    @property
+    def tracked(self) -> tuple[int, ...]:
+        return tuple(i for i, c in enumerate(self.classes) if c.has_tracks)
+
+    @cached_property
+    def is_thing(self) -> np.ndarray:
+        """bool (256,): whether the class at this position is a thing."""
+        return np.isin(np.arange(256), self.things)
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """uint8 (65536,): value in a label file -> class; VOID where no class lists it."""
+        index = np.full(2**16, VOID, np.uint8)
+        for position, c in enumerate(self.classes):
+            index[list(c.ids)] = position
+        return index
+
+    @cached_property
+    def palette(self) -> np.ndarray:
+        """uint8 (256, 3): class -> RGB; void is black."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(self.classes)] = [c.color for c in self.classes]
+        return palette
+
+    def to_dict(self) -> dict[str, Any]:
+        """As classes.json holds it."""
+        return {
+            "classes": [
+                {"name": c.name, "ids": list(c.ids), "thing": c.is_thing, "track": c.has_tracks, "color": list(c.color)}
+                for c in self.classes
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str | Path) -> "LabelSpace":
+        """Inverse of `to_dict`. Raises DataError that names the source and what is wrong."""
+
+        def refuse(what: str) -> DataError:
+            return DataError(f"{source}: {what}; docs/data.md shows a {CLASSES_FILE}")
+
+        entries = values.get("classes") if isinstance(values, dict) else None
+        if not isinstance(entries, list) or not 1 <= len(entries) <= VOID:
+            raise refuse(f'it must hold {{"classes": [...]}}, 1 to {VOID} of them')
+        classes, claimed = [], {}
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+                raise refuse(f"the class {str(entry)[:60]} has no name")
+            name, ids, color = entry["name"], entry.get("ids"), entry.get("color")
+            if name in (c.name for c in classes):
+                raise refuse(f"two classes are named {name!r}")
+            if not _numbers(ids, 2**16) or not ids:
+                raise refuse(f"the ids of {name!r} must be values of the label files, as [7], 0..65535")
+            if twice := next((n for n in ids if claimed.setdefault(n, name) != name), None):
+                raise refuse(f"the id {twice} is {claimed[twice]!r} and {name!r}")
+            if not _numbers(color, 256) or len(color) != 3:
+                raise refuse(f"the color of {name!r} must be three numbers, 0..255")
+            flags = [entry.get(flag, False) for flag in ("thing", "track")]
+            if not all(isinstance(flag, bool) for flag in flags) or flags == [False, True]:
+                raise refuse(f"{name!r}: thing and track are true or false, and only a thing has tracks")
+            classes.append(SemanticClass(name, tuple(ids), tuple(color), *flags))
+        return cls(tuple(classes))
+
+
+def _numbers(values: Any, end: int) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < end for n in values)
+
+
+def read_label_space(path: str | Path) -> LabelSpace:
+    """A classes.json. Raises DataError."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error})") from None
+    return LabelSpace.from_dict(values, path)
+
+
+def label_space_of(folder: str | Path) -> LabelSpace | None:
+    """The label space of the classes.json in a folder, None where there is none. Raises DataError."""
+    path = Path(folder) / CLASSES_FILE
+    return read_label_space(path) if path.is_file() else None
+
+
+CLASSES_FILE = "classes.json"
+DEFAULT_SPACE = LabelSpace((
+    SemanticClass("road", (7,), (128, 64, 128)),
+    SemanticClass("sidewalk", (8,), (244, 35, 232)),
+    SemanticClass("building", (11,), (70, 70, 70)),
+    SemanticClass("wall", (12,), (102, 102, 156)),
+    SemanticClass("fence", (13,), (190, 153, 153)),
+    SemanticClass("pole", (17,), (153, 153, 153)),
+    SemanticClass("traffic light", (19,), (250, 170, 30)),
+    SemanticClass("traffic sign", (20,), (220, 220, 0)),
+    SemanticClass("vegetation", (21,), (107, 142, 35)),
+    SemanticClass("terrain", (22,), (152, 251, 152)),
+    SemanticClass("sky", (23,), (70, 130, 180)),
+    SemanticClass("person", (24,), (220, 20, 60), True, True),
+    SemanticClass("rider", (25,), (255, 0, 0), True),
+    SemanticClass("car", (26,), (0, 0, 142), True, True),
+    SemanticClass("truck", (27,), (0, 0, 70), True),
+    SemanticClass("bus", (28,), (0, 60, 100), True),
+    SemanticClass("train", (31,), (0, 80, 100), True),
+    SemanticClass("motorcycle", (32,), (0, 0, 230), True),
+    SemanticClass("bicycle", (33,), (119, 11, 32), True),
+))  # fmt: skip
+NUM_CLASSES, CLASS_NAMES, THINGS = len(DEFAULT_SPACE.classes), DEFAULT_SPACE.names, DEFAULT_SPACE.things
+STUFF = tuple(i for i in range(NUM_CLASSES) if i not in THINGS)
 PERSON, CAR = 11, 13
-
-# Cityscapes labelId -> trainId, uint8 (256,); every labelId that no class claims is void.
-LABEL_TO_TRAIN = np.full(256, VOID, np.uint8)
-# trainId -> Cityscapes labelId, uint8 (256,); void -> 0 ("unlabeled").
-TRAIN_TO_LABEL = np.zeros(256, np.uint8)
-# trainId -> RGB, uint8 (256, 3); void is black.
-PALETTE = np.zeros((256, 3), np.uint8)
-for _c in CLASSES:
-    LABEL_TO_TRAIN[list(_c.label_ids)] = _c.train_id
-    TRAIN_TO_LABEL[_c.train_id] = _c.label_ids[0]
-    PALETTE[_c.train_id] = _c.color
+LABEL_TO_TRAIN = DEFAULT_SPACE.index[:256]  # Cityscapes labelId -> class, uint8 (256,)
+TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # class -> Cityscapes labelId; void -> 0, "unlabeled"
+TRAIN_TO_LABEL[:NUM_CLASSES] = [c.ids[0] for c in DEFAULT_SPACE.classes]
 
 
 def encode_panoptic(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
@@ -114,17 +204,24 @@ def read_image(path: str | Path) -> np.ndarray:
         raise error if isinstance(error, DataError) else DataError(f"{path} cannot be used: {error}") from None
 
 
-def read_panoptic(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """A KITTI-STEP panoptic PNG as semantic uint8 (H, W), instance int32 (H, W). Raises DataError."""
+def read_panoptic(
+    path: str | Path, classes: int = NUM_CLASSES, index: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A KITTI-STEP panoptic PNG as semantic uint8 (H, W), instance int32 (H, W). Raises DataError.
+
+    classes: how many there are; index: `LabelSpace.index`, where the file's values are ids of a classes.json.
+    """
     image = open_image(path)
     if image.mode != "RGB" or image.format == "JPEG":
         what = "it is a JPEG, which alters labels" if image.format == "JPEG" else f"its mode is {image.mode}, not RGB"
         raise DataError(f"{path} is no panoptic PNG: {what}")
     semantic, instance = decode_panoptic(np.asarray(image))
-    unknown = np.setdiff1d(np.unique(semantic), [*range(NUM_CLASSES), VOID])
+    if index is not None:
+        return index[semantic], instance
+    unknown = np.setdiff1d(np.unique(semantic), [*range(classes), VOID])
     if unknown.size:
         hint = "; was it saved as JPEG, or resized smoothly?" if unknown.size > 3 else ""
-        raise DataError(f"{path} holds class {unknown[0]}; classes are 0..{NUM_CLASSES - 1} and {VOID} = void{hint}")
+        raise DataError(f"{path} holds class {unknown[0]}; classes are 0..{classes - 1} and {VOID} = void{hint}")
     return semantic, instance
 
 

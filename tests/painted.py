@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.clips.clips import ClipFormat
-from data.labels import CAR, PERSON, VOID, DataError, write_image, write_panoptic
+from data.labels import CAR, DEFAULT_SPACE, PERSON, VOID, DataError, write_image, write_panoptic
 from data.sets.frames import FrameRef
 
 FORMAT = ClipFormat(image_size=(48, 96), mask_size=(24, 48), slots=16, history_offsets=(-2, -1))
@@ -16,7 +16,8 @@ NO_COLOR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 class Painted:
     """A made video whose images are painted from their labels: red = 10 * class, green = id, blue 40; void is 0."""
 
-    name, tracked, is_video, root, split = "painted", (PERSON, CAR), True, None, "train"
+    name, space, tracked = "painted", DEFAULT_SPACE, (PERSON, CAR)
+    is_video, root, split = True, None, "train"
 
     def __init__(self, numbers=range(12), size=(60, 128), objects=5, sequence="a", seed=0):
         self.frames = [FrameRef(sequence, n) for n in numbers]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small import CONFIG
 
+from data.labels import DEFAULT_SPACE
 from model import CheckpointError, Pix2SeqD, VideoPredictor
 from model import checkpoint as checkpoints
 from model.checkpoint import check_plain, load, newest, prune, save, saved_numbers
@@ -255,7 +256,7 @@ def file_of(model, path, step=None, **changes):
 
 def start(config, folder, say=str, **flags):
     args = {"preset": "tiny", "init": None, "backbone_weights": "none", "results_folder": folder} | flags
-    return initial_model(config, SimpleNamespace(**args), SimpleNamespace(print=say, num_processes=1))
+    return initial_model(config, DEFAULT_SPACE, SimpleNamespace(**args), SimpleNamespace(print=say, num_processes=1))
 
 
 def test_model_0_gives_its_weights_once_and_is_never_written(model, tmp_path):

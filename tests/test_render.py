@@ -12,10 +12,12 @@ from running import call
 
 from data.draw import figures, render, shown
 from data.io.video import VideoWriter
-from data.labels import CAR, NUM_CLASSES, PALETTE, PERSON, VOID, DataError, write_image, write_panoptic
+from data.labels import CAR, DEFAULT_SPACE, NUM_CLASSES, PERSON, VOID, DataError, write_image, write_panoptic
 from model import StreamConfig, VideoPredictor
 from model.stream.denoising import denoising_steps
 from tests.small import lively_model
+
+PALETTE = DEFAULT_SPACE.palette
 
 # Machado et al. 2009, severity 1, in linear RGB.
 SIGHT = {

@@ -56,7 +56,7 @@ def parse(
     parser = cli.Parser(doc)
     cli.add_options(parser, groups)
     for title, config in zip(Settings._fields, defaults, strict=True):
-        cli.add_dataclass(parser, config, title, COMMON, skip=("backbone_norm", "tracked"))
+        cli.add_dataclass(parser, config, title, COMMON, skip=("backbone_norm", "classes", "things", "tracked"))
     args = parser.parse_args()
     settings = Settings(*(dataclasses.replace(c, **cli.given(args, type(c))) for c in defaults))
     if args.backbone_weights == "auto":

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from data.clips.cache import cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
-from data.labels import DataError
+from data.labels import DataError, LabelSpace
 from data.sets.check import check
 from data.sets.frames import FrameSource, count_gaps
 from data.sets.registry import DATASETS
@@ -34,9 +34,18 @@ def validation_source(args: argparse.Namespace, config: ModelConfig) -> FrameSou
     raise DataError(f"there is nothing to validate on ({reasons[0]}); --validate_videos 0 trains without validation")
 
 
-def with_tracks(config: ModelConfig, sources: list[FrameSource]) -> ModelConfig:
-    """The configuration of a model that tracks the classes that any of the data sets tracks."""
-    return dataclasses.replace(config, tracked=tuple(sorted({c for source in sources for c in source.tracked})))
+def for_classes(config: ModelConfig, sources: list[FrameSource]) -> tuple[ModelConfig, LabelSpace]:
+    """The configuration for the classes of the data sets, and those classes. A model tracks what any of the data sets
+    tracks. Raises DataError where they have other classes."""
+    space = sources[0].space
+    for source in sources[1:]:
+        if source.space != space:
+            names = ", ".join(sorted(set(space.names) ^ set(source.space.names))[:3]) or "ids, colours or things"
+            raise DataError(
+                f"{sources[0].name} and {source.name} have different classes ({names}): train on one of them"
+            )
+    tracked = tuple(sorted({c for source in sources for c in source.tracked}))
+    return dataclasses.replace(config, classes=len(space.classes), things=space.things, tracked=tracked), space
 
 
 def training_stream(

@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor
 
+from data.labels import LabelSpace
 from model import CheckpointError, ConfigError, ModelConfig, Pix2SeqD
 from model import checkpoint as checkpoints
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from model.network.backbones import load_backbone
 from model.network.precision import fast_kernels, precision
-from model.stream.loading import config_of, model_for
+from model.stream.loading import config_of, label_space_in, model_for
 from training.backbone_weights import backbone_file
 from training.config import TrainingConfig
 
 TRACKING = "pix2seq_d"  # folder of TensorBoard's files in the results folder, and project at Weights & Biases
 # What may differ between a checkpoint and the run that takes its weights
-FREE_FIELDS = ("image_size", "mask_size", "tracked", "dropout", "backbone_norm")
+FREE_FIELDS = ("image_size", "mask_size", "classes", "things", "tracked", "dropout", "backbone_norm")
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -57,7 +59,7 @@ def tracked(accelerator: Accelerator, args: argparse.Namespace, *configs: Any):
 
 
 def initial_model(
-    config: ModelConfig, args: argparse.Namespace, accelerator: Accelerator
+    config: ModelConfig, space: LabelSpace, args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[Pix2SeqD, dict[str, Any] | None]:
     """Resume, init or scratch, in this order: the model, and the checkpoint to go on from where it is a resume.
 
@@ -71,6 +73,11 @@ def initial_model(
     _check_same_start(accelerator, found)
     if found:
         path, stored = found
+        if (theirs := label_space_in(stored, path)) != space:
+            raise CheckpointError(
+                f"{path} was trained on other classes ({', '.join(theirs.names[:3])}, ...): name another "
+                "--results_folder, and this checkpoint as --init"
+            )
         model = model_for(_fitted(stored, config, args.preset, path), stored["training"]["weights"], path)
         say(f"resuming from {path}, step {stored['training']['step']}")
         return model, stored
@@ -79,8 +86,13 @@ def initial_model(
     init = args.init or (folder / "model-0.pt" if (folder / "model-0.pt").exists() else None)
     if init:
         stored = checkpoints.load(init)
-        model = model_for(_fitted(stored, config, args.preset, init), stored["weights"], init)
-        checkpoints.load_weights(model, stored["weights"], init)
+        fitted = _fitted(stored, config, args.preset, init)
+        weights = stored["weights"]
+        if label_space_in(stored, init).names != space.names:
+            weights = _without_classes(weights, config_of(stored, init), _built(fitted))
+            say(f"{init} has other classes: its weights are kept, but the class scores of the last layer start anew")
+        model = model_for(fitted, weights, init)
+        checkpoints.load_weights(model, weights, init)
         say(f"weights of {init}")
         return model, None
 
@@ -91,6 +103,16 @@ def initial_model(
         load_backbone(model.encoder, config.backbone, path)
         say(f"backbone weights: {args.backbone_weights}")
     return model, None
+
+
+def _without_classes(weights: dict[str, Tensor], theirs: ModelConfig, fresh: Pix2SeqD) -> dict[str, Tensor]:
+    """Weights of a model with other classes, the classes' rows of the last layer as in a fresh model."""
+    rows = {}
+    for name in ("denoiser.conv_out.weight", "denoiser.conv_out.bias"):
+        own = fresh.state_dict()[name]
+        classes = own[: fresh.config.classes + 1]
+        rows[name] = torch.cat([classes, weights[name][theirs.classes + 1 :].to(own.dtype)])
+    return weights | rows
 
 
 def _check_same_start(accelerator: Accelerator, found: tuple[Path, dict[str, Any]] | None) -> None:

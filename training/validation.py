@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.draw import render
-from data.labels import CLASS_NAMES, DataError, write_image
+from data.labels import DataError, write_image
 from data.sets.frames import FrameSource, whole_runs
 from metrics import Evaluation
 from model import Pix2SeqD, StreamConfig, VideoPredictor
@@ -31,7 +31,8 @@ class HeldOut:
 
     def validate(self, model: Pix2SeqD, step: int) -> dict[str, Any]:
         """STQ, AQ, SQ (None for single images), PQ and mIoU. The processes share the videos; each gets the figures."""
-        evaluation = Evaluation(tracked=self.source.tracked, class_names=CLASS_NAMES)
+        space = self.source.space
+        evaluation = Evaluation(self.source.tracked, num_classes=len(space.classes), class_names=space.names)
         for number in range(self.accelerator.process_index, len(self.videos), self.accelerator.num_processes):
             for sequence, _, truth, answer in self._predicted(model, number, None):
                 evaluation.update(truth, (answer.semantic, answer.track), sequence)

@@ -40,9 +40,9 @@ class Cached:
 
     def __init__(self, source: FrameSource, image_size: tuple[int, int], folder: str | Path, margin: float = 1.0):
         self.source, self.image_size, self.margin = source, tuple(image_size), margin
-        self.name, self.tracked, self.is_video = source.name, source.tracked, source.is_video
-        self.frames = source.frames
-        key = source_key(source, VERSION, self.image_size, margin)
+        self.name, self.space, self.tracked = source.name, source.space, source.tracked
+        self.frames, self.is_video = source.frames, source.is_video
+        key = source_key(source, VERSION, self.image_size, margin, source.space)
         self.folder = Path(folder) / f"{source.name}-{getattr(source, 'split', 'all')}-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -27,12 +27,8 @@ from data.clips.transforms import (
     view_labels,
     view_moved,
 )
-from data.labels import NUM_CLASSES, VOID
+from data.labels import VOID
 from data.sets.frames import FrameSource, history_index
-
-# trainId -> semantic code: 0 = void, else trainId + 1.
-_CODE = np.zeros(256, np.uint8)
-_CODE[:NUM_CLASSES] = np.arange(NUM_CLASSES) + 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Clips(Dataset):
 
     With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
       image           uint8 (3, H, W)       0 in the padding
-      semantic        uint8 (T + 1, h, w)   code 0..19: trainId + 1, 0 = void
+      semantic        uint8 (T + 1, h, w)   semantic code: class + 1, 0 = void
       instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
       semantic_known  bool (T + 1, h, w)    False in void and padding
       instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
@@ -93,13 +89,13 @@ class Clips(Dataset):
 
     def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Clip i, with everything random drawn from the generator. Raises DataError for a file that cannot be read."""
-        fmt, augment = self.fmt, self.augment
+        fmt, augment, is_thing = self.fmt, self.augment, self.source.space.is_thing
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
         moved = augment is not None and generator.random() < augment.synthetic_history
         if augment is not None and (moved or not self.source.is_video) and generator.random() < augment.paste:
             other = self.source.read(int(generator.integers(len(self))))
-            frame, semantic, instance = paste((frame, semantic, instance), other, generator)
+            frame, semantic, instance = paste((frame, semantic, instance), other, generator, is_thing)
         view, color = crop_view(size, fmt.image_size), None
         if augment is not None:
             view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
@@ -118,7 +114,7 @@ class Clips(Dataset):
         motion = draw_motion(augment, generator) if moved else None
         for t, (offset, past) in enumerate(zip(fmt.history_offsets, self.history[i], strict=True)):
             if motion is not None:
-                maps = view_moved(semantic, instance, (height, width), view, motion, -offset)
+                maps = view_moved(semantic, instance, (height, width), view, motion, -offset, is_thing)
             elif past >= 0:
                 maps = [view_labels(labels, (height, width), view) for labels in self.source.read_labels(past)]
             else:
@@ -129,13 +125,13 @@ class Clips(Dataset):
 
         order = "random"
         if self.history_config is not None:
-            corrupt(classes[past], ids[past], self.history_config, generator, drop_only=own)
+            corrupt(classes[past], ids[past], self.history_config, generator, own, is_thing)
             order = self.history_config.slot_order
-        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order)
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order, is_thing)
         semantic_known = classes != VOID
         return {
             "image": torch.from_numpy(image),
-            "semantic": torch.from_numpy(_CODE[classes]),
+            "semantic": torch.from_numpy(classes + np.uint8(1)),  # void, 255, becomes 0
             "instance": torch.from_numpy(slot),
             "semantic_known": torch.from_numpy(semantic_known),
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
@@ -148,7 +144,7 @@ class Clips(Dataset):
         """The middle of a thing, in fractions of the frame, where the clip is one of the share for that."""
         if generator.random() >= self.augment.focus:
             return None
-        thing = draw_thing(semantic, instance, generator)
+        thing = draw_thing(semantic, instance, generator, self.source.space.is_thing)
         if thing is None:
             return None
         return tuple((n.mean() + 0.5) / size for n, size in zip(np.nonzero(thing), thing.shape, strict=True))

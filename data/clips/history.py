@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 
 from data.clips.transforms import IS_THING, fill
-from data.labels import THINGS, VOID, DataError
+from data.labels import VOID, DataError
 
 SLOT_ORDERS = ("random", "position", "shuffle", "segments")  # of slots.py
 
@@ -46,6 +46,7 @@ def corrupt(
     config: HistoryConfig,
     generator: np.random.Generator,
     drop_only: bool = False,
+    is_thing: np.ndarray = IS_THING,
 ) -> None:
     """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding.
 
@@ -58,14 +59,16 @@ def corrupt(
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
         elif corrupted < config.history_corruption and not drop_only:
-            _mistake(semantic[t], instance[t], config, rng)
+            _mistake(semantic[t], instance[t], config, rng, is_thing)
             index = np.ix_(*_shifted(semantic.shape[1:], config, where))
             semantic[t], instance[t] = semantic[t][index], instance[t][index]
 
 
-def _mistake(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, rng: np.random.Generator) -> None:
+def _mistake(
+    semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, rng: np.random.Generator, is_thing: np.ndarray
+) -> None:
     """Split, merge, rename and miss instances of one mask (h, w), in place."""
-    named = IS_THING[semantic] & (instance > 0)
+    named = is_thing[semantic] & (instance > 0)
     key = np.where(named, instance.astype(np.int64) * 256 + semantic, 0)
     keys = np.unique(key[key > 0])
     shares = [config.corruption_drop, config.corruption_split, config.corruption_merge, config.corruption_class]
@@ -82,7 +85,7 @@ def _mistake(semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, 
         other = rng.choice(keys)
         instance[key == k], semantic[key == k] = other // 256, other % 256
     for k in keys[renamed]:
-        semantic[key == k] = rng.choice(THINGS)
+        semantic[key == k] = rng.choice(np.flatnonzero(is_thing))
     fill(semantic, instance, np.isin(key, keys[missing]))  # what a model misses it calls what is beside it
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.labels import read_panoptic, write_panoptic
+from data.labels import VOID, read_panoptic, write_panoptic
 from data.sets.frames import FrameRef
 
 SHARED = 0.5  # of the smaller of two masks: what they must share to be the same instance
@@ -35,7 +35,7 @@ class OwnHistory:
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame i as semantic uint8 (H, W), track ids int32 (H, W). Raises DataError."""
-        return read_panoptic(self.path(i))
+        return read_panoptic(self.path(i), VOID)
 
     def write(self, i: int, semantic: np.ndarray, track: np.ndarray) -> None:
         write_panoptic(self.path(i), semantic, track)

@@ -17,6 +17,7 @@ def paste(
     frame: tuple[np.ndarray, np.ndarray, np.ndarray],
     other: tuple[np.ndarray, np.ndarray, np.ndarray],
     generator: np.random.Generator,
+    is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A frame with 1 to MOST things of another, each an instance of its own; the given arrays stay.
 
@@ -30,12 +31,12 @@ def paste(
         y, x = (np.arange(n) * m // n for n, m in zip(size, other[1].shape, strict=True))
         images[1:] = (labels[np.ix_(y, x)] for labels in other[1:])
     source, classes, ids = images
-    key = np.where(IS_THING[classes], ids, 0)
+    key = np.where(is_thing[classes], ids, 0)
     names, areas = np.unique(key[key > 0], return_counts=True)
     names = names[areas >= LEAST * key.size]
     generator.shuffle(names)
     unused = int(instance.max(initial=0)) + 1
-    feet = _feet(semantic, instance)
+    feet = _feet(is_thing[semantic], instance)
     for number in names[: 1 + int(generator.integers(MOST))]:
         rows, columns = np.nonzero(key == number)
         pixels, label = source[rows, columns], classes[rows[0], columns[0]]
@@ -53,9 +54,9 @@ def paste(
     return image, semantic, instance
 
 
-def _feet(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
+def _feet(is_thing: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """For each pixel of a thing the lowest row of its instance, else -1: int (H, W)."""
-    key = np.where(IS_THING[semantic], instance, 0)
+    key = np.where(is_thing, instance, 0)
     rows = np.broadcast_to(np.arange(key.shape[0])[:, None], key.shape)
     lowest = np.full(int(key.max(initial=0)) + 1, -1)
     np.maximum.at(lowest, key[key > 0], rows[key > 0])

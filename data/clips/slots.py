@@ -17,6 +17,7 @@ def assign_slots(
     slots: int,
     generator: np.random.Generator | None,
     order: str = "random",
+    is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
 
@@ -31,7 +32,7 @@ def assign_slots(
     stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
     """
     slot = np.zeros(semantic.size, slot_type(slots))
-    thing = np.flatnonzero(IS_THING[semantic] if order != "segments" else semantic != VOID)
+    thing = np.flatnonzero(is_thing[semantic] if order != "segments" else semantic != VOID)
     no_slot = np.zeros(semantic.size, bool)
     ids = instance.ravel()[thing].astype(np.int64)
     if order != "segments":

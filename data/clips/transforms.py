@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from data.io.pixels import area_scale
-from data.labels import NUM_CLASSES, THINGS, VOID, DataError
+from data.labels import DEFAULT_SPACE, VOID, DataError
 
-IS_THING = np.isin(np.arange(256), THINGS)
+IS_THING = DEFAULT_SPACE.is_thing
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,11 @@ def draw_view(
     return replace(view, flip=bool(generator.random() < augment.flip))
 
 
-def draw_thing(semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+def draw_thing(
+    semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
+) -> np.ndarray | None:
     """One of the things with an id, each as likely as the other: bool (H, W); None where there is none."""
-    key = np.where(IS_THING[semantic], instance, 0)
+    key = np.where(is_thing[semantic], instance, 0)
     ids = np.unique(key)
     ids = ids[ids > 0]
     return key == generator.choice(ids) if ids.size else None
@@ -215,7 +217,13 @@ def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion
 
 
 def view_moved(
-    semantic: np.ndarray, instance: np.ndarray, size: tuple[int, int], view: View, motion: Motion, frames: float
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    size: tuple[int, int],
+    view: View,
+    motion: Motion,
+    frames: float,
+    is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) as seen after `frames` frames of the motion: two maps (height, width); void where nothing moved in.
 
@@ -235,7 +243,7 @@ def view_moved(
     moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
     moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
     if motion.object_shift > 0 or motion.object_growth > 0:
-        _move_objects(moved_semantic, moved_instance, motion, frames)
+        _move_objects(moved_semantic, moved_instance, motion, frames, is_thing)
     return moved_semantic, moved_instance
 
 
@@ -253,9 +261,11 @@ def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
     instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
 
 
-def _move_objects(semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float) -> None:
+def _move_objects(
+    semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float, is_thing: np.ndarray
+) -> None:
     """Shift and scale each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
-    key = np.where(IS_THING[semantic], instance.astype(np.int64) * NUM_CLASSES + semantic, 0)
+    key = np.where(is_thing[semantic], instance.astype(np.int64) * 256 + semantic, 0)
     key[instance == 0] = 0
     objects = []
     for k in np.unique(key[key > 0]):

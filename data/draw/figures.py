@@ -32,10 +32,12 @@ ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track"
 
 FILMS = {  # name -> the picture of a frame, with colours for colour-blind people or without
     "video": lambda f, colorblind: f.image,
-    "panoptic": lambda f, colorblind: render.draw_panoptic(f.semantic, f.track, colorblind, labels=True),
-    "semantic": lambda f, colorblind: render.draw_semantic(f.semantic, colorblind),
+    "panoptic": lambda f, colorblind: render.draw_panoptic(f.semantic, f.track, colorblind, True, f.space),
+    "semantic": lambda f, colorblind: render.draw_semantic(f.semantic, colorblind, f.space),
     "instance": lambda f, colorblind: render.draw_instances(f.track, colorblind),
-    "video_overlay": lambda f, colorblind: render.overlay(f.image, f.semantic, f.track, colorblind=colorblind),
+    "video_overlay": lambda f, colorblind: render.overlay(
+        f.image, f.semantic, f.track, colorblind=colorblind, space=f.space
+    ),
 }
 
 
@@ -168,9 +170,9 @@ def comparison(frames: Sequence[Shown], rows: int = 3, colorblind: bool = False)
     height, width = chosen[0].semantic.shape
     table = []
     for f in chosen:
-        row = [f.image, render.draw_panoptic(f.semantic, f.track, colorblind, labels=True)]
+        row = [f.image, render.draw_panoptic(f.semantic, f.track, colorblind, True, f.space)]
         if with_truth:
-            row.insert(1, render.draw_panoptic(*f.truth, colorblind, labels=True))
+            row.insert(1, render.draw_panoptic(*f.truth, colorblind, True, f.space))
             row.append(draw_errors(error_map(f, partners)))
         table.append([render.fit(p, height, width) for p in row])
     titles = ("input", "truth", "prediction", "errors") if with_truth else ("input", "prediction")

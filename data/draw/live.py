@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.draw import render
 from data.io.overlays import narrowed
+from data.labels import DEFAULT_SPACE, LabelSpace
 
 WIDTH = 960  # pixels of a frame, at most
 BOUNDARY = "frame"
@@ -39,8 +40,8 @@ tell();
 class Live:
     """The page; `show` each frame, then `close`. `address` is where it is."""
 
-    def __init__(self, colorblind: bool = False):
-        self.colorblind = colorblind
+    def __init__(self, colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE):
+        self.look = {"colorblind": colorblind, "space": space}
         self.new = threading.Condition()
         self.waiting: tuple | None = None  # the newest frame that is not drawn
         self.picture: bytes | None = None
@@ -92,7 +93,7 @@ class Live:
                     return
                 frame, self.waiting = self.waiting, None
             image, semantic, track = narrowed(WIDTH, *frame)
-            both = [image, render.overlay(image, semantic, track, colorblind=self.colorblind)]
+            both = [image, render.overlay(image, semantic, track, **self.look)]
             wide = image.shape[1] > image.shape[0]
             picture = io.BytesIO()
             Image.fromarray(np.concatenate(both, axis=0 if wide else 1)).save(picture, "JPEG", quality=80)

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.labels import CLASS_NAMES, MAX_ID, NUM_CLASSES, PALETTE, VOID
+from data.labels import DEFAULT_SPACE, MAX_ID, VOID, LabelSpace
 
 # Saturation and value of ids in turn. Hues are golden-ratio steps apart, nearly the same again after a Fibonacci number
 # of steps; of those, only 5 and 55 meet the same pair here.
@@ -36,11 +36,12 @@ COLORBLIND_TRACKS = (
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def class_colors(colorblind: bool = False) -> np.ndarray:
-    """Colours of the trainIds: uint8 (256, 3); void is black."""
-    colors = PALETTE.copy()
+def class_colors(colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE) -> np.ndarray:
+    """Colours of the classes: uint8 (256, 3); void is black. The colour-blind palette starts again after 19 classes."""
+    colors = space.palette.copy()
     if colorblind:
-        colors[:NUM_CLASSES] = COLORBLIND_CLASSES
+        count = len(space.classes)
+        colors[:count] = np.array(COLORBLIND_CLASSES, np.uint8)[np.arange(count) % len(COLORBLIND_CLASSES)]
     return colors
 
 
@@ -63,9 +64,10 @@ def track_colors(count: int, colorblind: bool = False) -> np.ndarray:
 
 
 @cache
-def _packed(kind: str, colorblind: bool) -> np.ndarray:
-    """A colour table as uint32, so that colouring an image is one look-up a pixel: classes (256,), tracks (65536,)."""
-    colors = class_colors(colorblind) if kind == "class" else track_colors(MAX_ID + 1, colorblind)
+def _packed(colorblind: bool, space: LabelSpace | None = None) -> np.ndarray:
+    """A colour table as uint32, so that colouring an image is one look-up a pixel: of a space's classes (256,), or of
+    tracks (65536,)."""
+    colors = track_colors(MAX_ID + 1, colorblind) if space is None else class_colors(colorblind, space)
     return np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
 
 
@@ -74,7 +76,7 @@ def _unpacked(packed: np.ndarray) -> np.ndarray:
 
 
 def _packed_tracks(track: np.ndarray, colorblind: bool) -> np.ndarray:
-    return _packed("track", colorblind)[track & MAX_ID]  # ids beyond those that files can hold start again
+    return _packed(colorblind)[track & MAX_ID]  # ids beyond those that files can hold start again
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,9 +84,9 @@ def _packed_tracks(track: np.ndarray, colorblind: bool) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw_semantic(semantic: np.ndarray, colorblind: bool = False) -> np.ndarray:
+def draw_semantic(semantic: np.ndarray, colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE) -> np.ndarray:
     """Classes in their colours; void is black."""
-    return _unpacked(_packed("class", colorblind)[semantic])
+    return _unpacked(_packed(colorblind, space)[semantic])
 
 
 def draw_instances(track: np.ndarray, colorblind: bool = False) -> np.ndarray:
@@ -93,13 +95,17 @@ def draw_instances(track: np.ndarray, colorblind: bool = False) -> np.ndarray:
 
 
 def draw_panoptic(
-    semantic: np.ndarray, track: np.ndarray, colorblind: bool = False, labels: bool = False
+    semantic: np.ndarray,
+    track: np.ndarray,
+    colorblind: bool = False,
+    labels: bool = False,
+    space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
     """Classes in their colours, tracks in theirs, with outlines between segments; with `labels` also their names."""
-    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed("class", colorblind)[semantic])
+    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed(colorblind, space)[semantic])
     picture = _unpacked(packed)
     picture[outlines(semantic, track)] = 255
-    return draw_labels(picture, semantic, track) if labels else picture
+    return draw_labels(picture, semantic, track, space=space) if labels else picture
 
 
 def outlines(semantic: np.ndarray, track: np.ndarray) -> np.ndarray:
@@ -121,9 +127,10 @@ def overlay(
     opacity: float = 0.5,
     colorblind: bool = False,
     labels: bool = True,
+    space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
     """The panoptic drawing over the image; void stays as it is. With `labels` large segments carry their names."""
-    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed("class", colorblind)[semantic])
+    packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed(colorblind, space)[semantic])
     share = round(256 * opacity)
     mixed = image.astype(np.uint16) * np.uint16(256 - share)  # 255 * 256 fits into 16 bits
     mixed += _unpacked(packed).astype(np.uint16) * np.uint16(share)
@@ -133,7 +140,7 @@ def overlay(
     if void.any():
         mixed[void] = image[void]
     mixed[outlines(semantic, track)] = 255
-    return draw_labels(mixed, semantic, track) if labels else mixed
+    return draw_labels(mixed, semantic, track, space=space) if labels else mixed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +154,13 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def draw_labels(picture: np.ndarray, semantic: np.ndarray, track: np.ndarray, size: int | None = None) -> np.ndarray:
+def draw_labels(
+    picture: np.ndarray,
+    semantic: np.ndarray,
+    track: np.ndarray,
+    size: int | None = None,
+    space: LabelSpace = DEFAULT_SPACE,
+) -> np.ndarray:
     """Write `car 3` on tracked segments and `road` on others, each where it fits; small segments stay without.
 
     size: of the text in pixels, by default in proportion to the picture.
@@ -160,7 +173,7 @@ def draw_labels(picture: np.ndarray, semantic: np.ndarray, track: np.ndarray, si
     grid = 4  # the places that are tried, in pixels apart
     coarse = track[::grid, ::grid].astype(np.int64) * 256 + semantic[::grid, ::grid]
     for key in _large_first(coarse, size * size // grid**2):
-        name = label_of(int(key & 255), int(key >> 8))
+        name = label_of(int(key & 255), int(key >> 8), space)
         width, height = typeface.getlength(name) + 2 * stroke, size + 2 * stroke
         place = name and _place(coarse == key, max(1, round(height / grid)), max(1, round(width / grid)))
         if place:
@@ -170,9 +183,9 @@ def draw_labels(picture: np.ndarray, semantic: np.ndarray, track: np.ndarray, si
     return np.asarray(canvas)
 
 
-def label_of(semantic: int, track: int) -> str:
+def label_of(semantic: int, track: int, space: LabelSpace = DEFAULT_SPACE) -> str:
     """`car 3`, `road`, and nothing for void."""
-    name = CLASS_NAMES[semantic] if semantic < NUM_CLASSES else ""
+    name = space.names[semantic] if semantic < len(space.classes) else ""
     return f"{name} {track}".strip() if track else name
 
 
@@ -242,12 +255,17 @@ def fit(picture: np.ndarray, height: int, width: int, smooth: bool = False) -> n
 
 
 def legend(
-    classes: Iterable[int] = (), tracks: Sequence[tuple[int, int]] = (), width: int = 640, colorblind: bool = False
+    classes: Iterable[int] = (),
+    tracks: Sequence[tuple[int, int]] = (),
+    width: int = 640,
+    colorblind: bool = False,
+    space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
-    """Swatches with names on white, in as many rows as they need: classes (trainIds), then tracks (trainId, id)."""
-    names = [(CLASS_NAMES[c], class_colors(colorblind)[c]) for c in sorted(classes) if c < NUM_CLASSES]
-    table = _packed("track", colorblind)
-    return swatches(names + [(label_of(c, t), _unpacked(table[[t & MAX_ID]])[0]) for c, t in tracks], width)
+    """Swatches with names on white, in as many rows as they need: classes, then tracks (class, id)."""
+    colors = class_colors(colorblind, space)
+    names = [(space.names[c], colors[c]) for c in sorted(classes) if c < len(space.classes)]
+    table = _packed(colorblind)
+    return swatches(names + [(label_of(c, t, space), _unpacked(table[[t & MAX_ID]])[0]) for c, t in tracks], width)
 
 
 def swatches(entries: Sequence[tuple[str, Sequence[int]]], width: int = 640, size: int = 12) -> np.ndarray:

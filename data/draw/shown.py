@@ -18,7 +18,7 @@ from PIL import Image
 from data.io.inputs import find_sequences
 from data.io.label_files import LabelFile, find_labels, label_file, matched, read_labels
 from data.io.predictions import TRACKS, describe_segments
-from data.labels import DataError, read_image, read_panoptic
+from data.labels import DEFAULT_SPACE, VOID, DataError, LabelSpace, label_space_of, read_image, read_panoptic
 from data.sets.frames import natural_key
 
 DEMO = Path("results/demo")
@@ -51,6 +51,7 @@ class Shown:
     semantic: np.ndarray
     track: np.ndarray
     truth: tuple[np.ndarray, np.ndarray] | None
+    space: LabelSpace = DEFAULT_SPACE
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,11 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
     paths = [inference.output / name for name in names]
     images = _images(inference.inputs, names)
     truths = _truths(Path(truth or inference.inputs), inference, names)
+    space = label_space_of(inference.output) or DEFAULT_SPACE
 
     def read(number: int) -> Shown:
         name = names[number]
-        semantic, track = read_panoptic(paths[number])
+        semantic, track = read_panoptic(paths[number], len(space.classes))
         image = images.get(name)
         if image is not None:
             image = read_image(image) if isinstance(image, Path) else np.asarray(Image.open(io.BytesIO(image)))
@@ -128,7 +130,7 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
         labels = truths.get(name)
         labels = None if labels is None else read_labels(labels)
         labels = labels if labels is not None and labels[0].shape == semantic.shape else None
-        return Shown(*listed[name], image, semantic, track, labels)
+        return Shown(*listed[name], image, semantic, track, labels, space)
 
     if missing := [n for n in names if n not in images]:
         print(f"{len(missing)} of {len(names)} frames are not in {inference.inputs} and are shown in grey")
@@ -201,7 +203,7 @@ def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, 
         entries = (json.loads(line) for line in path.read_text().splitlines())
     else:
         entries = (
-            {"sequence": s, "frame": n, "segments": describe_segments(*read_panoptic(inference.output / name))}
+            {"sequence": s, "frame": n, "segments": describe_segments(*read_panoptic(inference.output / name, VOID))}
             for name, (s, n) in _listed(inference.output).items()
         )
     for entry in entries:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.io.label_files import LabelFile, read_labels
-from data.labels import CLASSES, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError, write_image, write_panoptic
+from data.labels import DEFAULT_SPACE, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError, write_image, write_panoptic
 
 ID_STEP = MAX_ID + 1  # a thing's segment id is labelId * ID_STEP + its instance id; a stuff's is its labelId
 
@@ -46,7 +46,8 @@ def export_cityscapes(files: Iterable[LabelFile], folder: Path, split: str) -> N
             {"image_id": file.name, "file_name": f"{file.name}_panoptic.png", "segments_info": _segments(ids)}
         )
     categories = [
-        {"id": c.label_ids[0], "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)} for c in CLASSES
+        {"id": c.ids[0], "name": c.name, "color": list(c.color), "isthing": int(c.is_thing)}
+        for c in DEFAULT_SPACE.classes
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_json(folder / f"{name}.json", content)

@@ -20,13 +20,23 @@ import numpy as np
 from PIL import Image
 
 from data.io.files import LeftOut, walk
-from data.labels import NUM_CLASSES, STUFF, VOID, DataError, read_panoptic
+from data.labels import (
+    DEFAULT_SPACE,
+    NUM_CLASSES,
+    STUFF,
+    VOID,
+    DataError,
+    LabelSpace,
+    label_space_of,
+    read_panoptic,
+)
 from data.sets.cityscapes import read_target
 from data.sets.coco_panoptic import Segment, read_json, read_segments, video_of
 from data.sets.frames import frame_name
 from data.sets.mots import read_mots
 
 SPLITS = ("train", "val", "test")
+LEVELS = 3  # above a folder of labels in which its classes.json may lie
 SUFFIXES = {"_gtfinepanopticparts.tif": "parts", "_gtfine_instanceids.png": "instances", "_panoptic.png": "kitti_step"}
 CITYSCAPES = ("parts", "instances", "coco")  # single images
 GREY = ("parts", "instances", "mots")
@@ -41,6 +51,7 @@ class LabelFile:
     path: Path
     kind: str
     segments: tuple[Segment, ...] = ()
+    space: LabelSpace | None = None  # of a classes.json; None: the default one
 
     @property
     def key(self) -> str:
@@ -59,16 +70,23 @@ def split_of(folder: Path, labels: dict[str, LabelFile], default: str) -> str:
     return own if own in SPLITS and not any(_splits(f.path, folder) for f in labels.values()) else default
 
 
-def find_labels(folder: Path, split: str, left_out: LeftOut | None = None) -> dict[str, LabelFile]:
+def find_labels(
+    folder: Path, split: str, left_out: LeftOut | None = None, space: LabelSpace | None = None
+) -> dict[str, LabelFile]:
     """All label maps in and beneath a folder, by `LabelFile.key`; of those in folders named by splits, the split's.
-    What could not be looked at is put into `left_out`.
+
+    What could not be looked at is put into `left_out`. space: the classes; None for those of a classes.json in the
+    folder or up to three levels above it, else the default ones.
 
     Raises DataError where there are none, none of the split, both Cityscapes' and KITTI-STEP's, or two for one frame.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
     files = list(walk(folder, left_out))
-    found = [*_coco(files, folder, split), *_named(files, folder)] or list(_numbered(files, folder))
+    above = (label_space_of(place) for place in (folder.resolve(), *folder.resolve().parents[:LEVELS]))
+    space = space or next((found for found in above if found), None)
+    found = [*_coco(files, folder, split, space), *_named(files, folder)] or list(_numbered(files, folder))
+    found = [replace(file, space=space) for file in found]
     if not found:
         raise DataError(
             f"{folder} holds no label maps: neither *_panoptic.png, *_gtFinePanopticParts.tif, "
@@ -86,9 +104,11 @@ def find_labels(folder: Path, split: str, left_out: LeftOut | None = None) -> di
 def read_labels(file: LabelFile) -> tuple[np.ndarray, np.ndarray]:
     """semantic uint8 (H, W), trainIds or 255; instance int32 (H, W), 0 = none or crowd. Raises DataError."""
     if file.kind.startswith("coco"):
-        return read_segments(file.path, file.segments)
+        return read_segments(file.path, file.segments, file.space or DEFAULT_SPACE)
     if file.kind in GREY:
-        return (read_mots if file.kind == "mots" else read_target)(file.path)
+        return read_mots(file.path) if file.kind == "mots" else read_target(file.path, file.space)
+    if file.space is not None:
+        return read_panoptic(file.path, index=file.space.index)
     semantic, instance = read_panoptic(file.path)
     if _is_swapped(semantic, instance):
         raise DataError(f"{file.path} has ids where classes belong: were red and blue swapped, as OpenCV does?")
@@ -150,7 +170,7 @@ def _numbered(files: list[Path], folder: Path) -> Iterator[LabelFile]:
         yield LabelFile(f"{folder.resolve().name}_{name}" if name.isdecimal() else name, path, kind)
 
 
-def _coco(files: list[Path], folder: Path, split: str) -> Iterator[LabelFile]:
+def _coco(files: list[Path], folder: Path, split: str, space: LabelSpace | None) -> Iterator[LabelFile]:
     """The frames of all panoptic JSONs of the split."""
     for path in files:
         if (
@@ -158,7 +178,7 @@ def _coco(files: list[Path], folder: Path, split: str) -> Iterator[LabelFile]:
             and "panoptic" in path.name
             and split in (_splits(path.with_suffix("") / "_", folder) or {split})
         ):
-            for frame in read_json(path) or ():
+            for frame in read_json(path, space) or ():
                 yield LabelFile(frame.name, frame.png, "coco_video" if frame.has_tracks else "coco", frame.segments)
 
 

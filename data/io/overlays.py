@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from data.draw import render
-from data.draw.viewer.page import Page
+from data.draw.viewer.page import Page, shown_classes
 from data.io.files import naming
 from data.io.inputs import InputFrame
 from data.io.video import VideoWriter
+from data.labels import DEFAULT_SPACE, LabelSpace
 
 WIDTH = {"mp4": 1280, "gif": 640, "webp": 640}  # pixels, at most
 
@@ -24,14 +25,14 @@ WIDTH = {"mp4": 1280, "gif": 640, "webp": 640}  # pixels, at most
 class Film:
     """The frames under their masks, no wider than WIDTH, as mp4, gif or webp."""
 
-    def __init__(self, path: Path, fps: float, colorblind: bool = False):
-        self.path, self.colorblind = path, colorblind
+    def __init__(self, path: Path, fps: float, colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE):
+        self.path, self.look = path, {"colorblind": colorblind, "space": space}
         self.widest = WIDTH[path.suffix[1:]]
         self.video = VideoWriter(path, fps)
         self.video.__enter__()
 
     def write(self, frame: InputFrame, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
-        picture = render.overlay(*narrowed(self.widest, image, semantic, track), colorblind=self.colorblind)
+        picture = render.overlay(*narrowed(self.widest, image, semantic, track), **self.look)
         if self.video.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
             picture = render.fit(picture, *self.video.size, smooth=True)
         with naming(self.path):
@@ -51,8 +52,8 @@ class Film:
 class View:
     """The page of the viewer, with the same frames and masks."""
 
-    def __init__(self, path: Path, fps: float, _: bool = False):
-        self.path, self.page = path, Page(path, fps=fps)
+    def __init__(self, path: Path, fps: float, _: bool = False, space: LabelSpace = DEFAULT_SPACE):
+        self.path, self.page = path, Page(path, shown_classes(space), fps=fps)
         self.page.__enter__()
 
     def write(self, frame: InputFrame, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
@@ -79,9 +80,9 @@ def overlay_path(folder: Path, name: str, kind: str) -> Path:
 class Overlays:
     """The overlays of one video, drawn in a thread. The last error is raised by `write` and `finish`."""
 
-    def __init__(self, folder: Path, name: str, kinds: list[str], fps: float, colorblind: bool):
+    def __init__(self, folder: Path, name: str, kinds: list[str], fps: float, colorblind: bool, space: LabelSpace):
         paths = {kind: overlay_path(folder, name, kind) for kind in kinds if kind != "none"}
-        self.writers = [WRITERS[kind](path, fps, colorblind) for kind, path in paths.items()]
+        self.writers = [WRITERS[kind](path, fps, colorblind, space) for kind, path in paths.items()]
         self.thread = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
 

@@ -5,6 +5,7 @@ Each prediction is complete or absent. The state of a half-done video lies in `<
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from data.io.files import naming
 from data.io.inputs import InputFrame, Sequence
 from data.io.overlays import Overlays, remove_overlays
 from data.io.video import is_stream
-from data.labels import DataError, read_panoptic, write_panoptic
+from data.labels import CLASSES_FILE, DEFAULT_SPACE, DataError, LabelSpace, read_panoptic, write_panoptic
 from data.sets.check import fault_of
 
 STATE_FOLDER = ".inference"
@@ -111,11 +112,12 @@ class SequenceOutput:
         restart: bool = False,
         given: int = 0,
         colorblind: bool = False,
+        space: LabelSpace = DEFAULT_SPACE,
     ):
         """given: how many of the first frames' masks lie in the folder already."""
         self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
         self.name = sequence.name.strip(".") or "video"  # of a folder in the input: in that folder of the output
-        self.drawing = overlays, fps, colorblind
+        self.drawing, self.classes = (overlays, fps, colorblind, space), len(space.classes)
         self.states, self.safe = folder / STATE_FOLDER, _safe(sequence.name)
         self.tracks_path = tracks_part(folder, sequence.name)
         self.key = hashlib.sha256(f"{run} {self._given(given)}".encode()).hexdigest()
@@ -216,7 +218,7 @@ class SequenceOutput:
 
     def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A mask that lies in the output folder already. Raises DataError where there is none of the frame's size."""
-        semantic, track = read_panoptic(self.folder / frame.output)
+        semantic, track = read_panoptic(self.folder / frame.output, self.classes)
         if semantic.shape != image.shape[:2]:
             raise DataError(f"{self.folder / frame.output} has another size than its frame")
         return semantic, track
@@ -239,7 +241,7 @@ class SequenceOutput:
     def redraw(self, frame: InputFrame, image: np.ndarray | DataError) -> None:
         """A frame of an earlier call: for the overlays alone."""
         if not isinstance(image, DataError):
-            self.overlays.write(frame, image, *read_panoptic(self.folder / frame.output))
+            self.overlays.write(frame, image, *read_panoptic(self.folder / frame.output, self.classes))
 
     def checkpoint(self, done: int, state: dict[str, Any], failures: list[str], always: bool = False) -> None:
         """Save where the video stands, after all that was written before it. state: plain values and tensors."""
@@ -340,8 +342,16 @@ def _write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def note_run(folder: Path, inputs: str, checkpoint: Path, names: list[str], restart: bool) -> None:
-    """Leave word of where the frames and the weights are, for those who look at the output later.
+def note_run(
+    folder: Path,
+    inputs: str,
+    checkpoint: Path,
+    names: list[str],
+    restart: bool,
+    space: LabelSpace = DEFAULT_SPACE,
+) -> None:
+    """Leave word of where the frames and the weights are, and of classes that are not the default ones, for those who
+    look at the output later.
 
     Raises UsageError where masks of videos lie in the folder that this run does not make; with `restart` they go.
     """
@@ -367,6 +377,11 @@ def note_run(folder: Path, inputs: str, checkpoint: Path, names: list[str], rest
     _write_whole(
         path, json.dumps({"input_folder": inputs, "checkpoint": str(checkpoint), "sequences": names}).encode() + b"\n"
     )
+    if space == DEFAULT_SPACE:
+        (folder / CLASSES_FILE).unlink(missing_ok=True)
+    else:
+        own = tuple(dataclasses.replace(c, ids=(i,)) for i, c in enumerate(space.classes))  # what the PNGs hold
+        (folder / CLASSES_FILE).write_text(json.dumps(LabelSpace(own).to_dict(), indent=1) + "\n")
 
 
 def merge_tracks(folder: Path, names: list[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.io.files import walk
-from data.labels import LABEL_TO_TRAIN, THINGS, DataError, open_image
+from data.labels import DEFAULT_SPACE, THINGS, DataError, LabelSpace, open_image
 from data.sets.download import unpack
 from data.sets.frames import FileSource, FrameRef, ordered
 
@@ -28,7 +28,7 @@ ARCHIVES = {
 }
 NAME = re.compile(r"(?P<key>.+)_leftImg8bit\.(png|jpe?g)", re.IGNORECASE)
 FRAME = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
-MAX_LABEL_ID = 33
+MAX_LABEL_ID, MAX_OWN_ID = 33, 999  # of Cityscapes, and of a classes.json
 HOW_TO_GET_IT = (
     "`bash setup.sh cityscapes` downloads it (an account at the Cityscapes site is needed), or put "
     f"{ARCHIVES[IMAGES]} and {ARCHIVES[PARTS]} there"
@@ -50,6 +50,7 @@ class Cityscapes(FileSource):
         self.split = split
         if not self.root.is_dir():
             raise DataError(f"the folder {self.root} is missing. Cityscapes: {HOW_TO_GET_IT}")
+        self.take_label_space(self.root, tracks=False)
         folders = [self.root / name / split for name in (IMAGES, PARTS, FINE) if _unpacked(self.root, name)]
         if not (self.root / IMAGES).is_dir():
             raise DataError(f"the folder {self.root} holds no {IMAGES}. Cityscapes: {HOW_TO_GET_IT}")
@@ -60,10 +61,10 @@ class Cityscapes(FileSource):
             raise DataError(f"{folders[0]} holds no images named <city>/<city>_<seq>_<frame>_leftImg8bit.png")
 
     def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        return read_target(path)
+        return read_target(path, self.own_space)
 
 
-def read_target(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_target(path: str | Path, own: LabelSpace | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A Cityscapes label file as semantic uint8 (H, W) and instance int32 (H, W): `iid + 1`, 0 in stuff and crowd.
 
     The name says which encoding it has: `_gtFinePanopticParts.tif` or `_gtFine_instanceIds.png`. Raises DataError.
@@ -79,12 +80,13 @@ def read_target(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         uid = np.where(uid >= 100_000, uid // 100, uid)  # 6-7 digits: the last two are the part
     has_id = uid >= 1000
     label = np.where(has_id, uid // 1000, uid)
-    if label.size and not 0 <= int(label.min()) <= int(label.max()) <= MAX_LABEL_ID:
+    space, most = (DEFAULT_SPACE, MAX_LABEL_ID) if own is None else (own, MAX_OWN_ID)
+    if label.size and not 0 <= int(label.min()) <= int(label.max()) <= most:
         wrong = label.min() if label.min() < 0 else label.max()
-        raise DataError(f"{path} holds labelId {wrong}; Cityscapes has 0..{MAX_LABEL_ID}")
-    semantic = LABEL_TO_TRAIN[label]
+        raise DataError(f"{path} holds labelId {wrong}; labelIds are 0..{most}")
+    semantic = space.index[label]
     # iid counts from 0: 24000 is a person, 24 a group of persons, so ids are shifted by one to keep 0 for crowd.
-    instance = np.where(has_id & np.isin(semantic, THINGS), uid % 1000 + 1, 0).astype(np.int32)
+    instance = np.where(has_id & space.is_thing[semantic], uid % 1000 + 1, 0).astype(np.int32)
     return semantic, instance
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.io.files import walk
-from data.labels import CLASS_NAMES, LABEL_TO_TRAIN, MAX_ID, NUM_CLASSES, THINGS, VOID, DataError, open_image
+from data.labels import CLASS_NAMES, DEFAULT_SPACE, MAX_ID, THINGS, VOID, DataError, LabelSpace, open_image
 from data.sets.frames import FileSource, FrameRef, ordered
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "COCO"
@@ -53,7 +53,9 @@ class CocoPanoptic(FileSource):
         if not self.root.is_dir():
             raise DataError(f"the folder {self.root} is missing: COCO panoptic is a panoptic_<split>.json and its PNGs")
         files = list(walk(self.root))
-        frames = [frame for path in panoptic_jsons(files, split) for frame in read_json(path) or ()]
+        self.take_label_space(self.root, tracks=False)
+        jsons = panoptic_jsons(files, split)
+        frames = [frame for path in jsons for frame in read_json(path, self.own_space) or ()]
         if not frames:
             raise DataError(f"{self.root} holds no panoptic_{split}*.json with annotations")
         self.is_video = all(frame.has_tracks for frame in frames)
@@ -79,7 +81,7 @@ class CocoPanoptic(FileSource):
         )
 
     def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        return read_segments(path, self.of_label[path].segments)
+        return read_segments(path, self.of_label[path].segments, self.space)
 
 
 def video_of(name: str) -> tuple[str, int] | None:
@@ -96,7 +98,7 @@ def panoptic_jsons(files: Iterable[Path], split: str) -> list[Path]:
     return of_split or (found if len(found) == 1 and not named and split == "train" else [])
 
 
-def read_json(path: Path) -> list[CocoFrame] | None:
+def read_json(path: Path, own: LabelSpace | None = None) -> list[CocoFrame] | None:
     """The frames of a panoptic JSON, with categories or without (a submission needs none). None: some other file.
 
     Raises DataError.
@@ -109,22 +111,25 @@ def read_json(path: Path) -> list[CocoFrame] | None:
         info = {str(image["id"]): image for image in content.get("images", [])}
         folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
         frames = [
-            _frame(entry, info.get(str(entry["image_id"]), {}), categories, folder) for entry in content["annotations"]
+            _frame(entry, info.get(str(entry["image_id"]), {}), categories, folder, own)
+            for entry in content["annotations"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a panoptic JSON ({type(error).__name__}: {error})") from None
-    tracks = _hold_tracks(frames)
+    tracks = _hold_tracks(frames, (own or DEFAULT_SPACE).things)
     return [_numbered(frame) if not tracks else replace(frame, has_tracks=True) for frame in frames]
 
 
-def _frame(entry: dict[str, Any], image: dict[str, Any], categories: dict[int, str], folder: Path) -> CocoFrame:
+def _frame(
+    entry: dict[str, Any], image: dict[str, Any], categories: dict[int, str], folder: Path, own: LabelSpace | None
+) -> CocoFrame:
     segments = []
     for s in entry["segments_info"]:
         number, category = int(s["id"]), int(s["category_id"])
         track = s.get("track_id", s.get("instance_id"))
         if track is None:
             track = number % ID_STEP if number // ID_STEP == category else number
-        segments.append(Segment(number, _train_id(category, categories), bool(s.get("iscrowd", 0)), int(track)))
+        segments.append(Segment(number, _class_of(category, categories, own), bool(s.get("iscrowd", 0)), int(track)))
     name, file = str(entry["image_id"]), str(image.get("file_name", entry["file_name"]))
     if "video_id" in image and "frame_id" in image:
         name = f"{image['video_id']}_{int(image['frame_id'])}"
@@ -134,15 +139,18 @@ def _frame(entry: dict[str, Any], image: dict[str, Any], categories: dict[int, s
     return CocoFrame(name, folder / entry["file_name"], tuple(segments), file)
 
 
-def _train_id(category: int, categories: dict[int, str]) -> int:
-    """By its name where the JSON has names, else by Cityscapes' labelId; what is no class at all is -1."""
+def _class_of(category: int, categories: dict[int, str], own: LabelSpace | None) -> int:
+    """By the ids of a classes.json; else by its name where the JSON has names, else by Cityscapes' labelId. -1 for what
+    is no class at all."""
+    if own is not None:
+        return int(own.index[category]) if 0 <= category < 2**16 else VOID
     if categories:
         name = re.sub(r"(-other|-stuff)?(-merged)?$", "", categories.get(category, "").lower()).replace("_", " ")
         return _CLASS.get(name, VOID if category in categories else -1)
-    return int(LABEL_TO_TRAIN[category]) if 0 <= category < 34 else -1
+    return int(DEFAULT_SPACE.index[category]) if 0 <= category < 34 else -1
 
 
-def _hold_tracks(frames: list[CocoFrame]) -> bool:
+def _hold_tracks(frames: list[CocoFrame], things: tuple[int, ...]) -> bool:
     """Whether things keep their ids from frame to frame: each id of a video has one class, and some come again."""
     classes: dict[tuple[str, int], int] = {}
     again = False
@@ -151,7 +159,7 @@ def _hold_tracks(frames: list[CocoFrame]) -> bool:
         if video is None or frame.png.name.endswith("_gtFine_panoptic.png"):  # Cityscapes' own: single images
             return False
         for s in frame.segments:
-            if s.semantic in THINGS and not s.crowd and s.track:
+            if s.semantic in things and not s.crowd and s.track:
                 again |= (video[0], s.track) in classes
                 if classes.setdefault((video[0], s.track), s.semantic) != s.semantic:
                     return False
@@ -163,7 +171,9 @@ def _numbered(frame: CocoFrame) -> CocoFrame:
     return replace(frame, segments=tuple(replace(s, track=n) for n, s in enumerate(frame.segments, 1)))
 
 
-def read_segments(path: Path, segments: Iterable[Segment]) -> tuple[np.ndarray, np.ndarray]:
+def read_segments(
+    path: Path, segments: Iterable[Segment], space: LabelSpace = DEFAULT_SPACE
+) -> tuple[np.ndarray, np.ndarray]:
     """A PNG as semantic uint8 (H, W) and instance int32 (H, W), 0 in stuff and crowd. Raises DataError."""
     image = open_image(path)
     if image.mode != "RGB":
@@ -177,10 +187,10 @@ def read_segments(path: Path, segments: Iterable[Segment]) -> tuple[np.ndarray, 
         if number not in known:
             raise DataError(f"{path} holds segment {number}, which its JSON does not list")
         segment = known[number]
-        if not (0 <= segment.semantic < NUM_CLASSES or segment.semantic == VOID):
+        if not (0 <= segment.semantic < len(space.classes) or segment.semantic == VOID):
             raise DataError(f"{path} holds segment {number} of an unknown class")
         semantic[row] = segment.semantic
-        if segment.semantic in THINGS and not segment.crowd:
+        if segment.semantic in space.things and not segment.crowd:
             instance[row] = segment.track
     shape = (image.height, image.width)
     return semantic[index].reshape(shape), instance[index].reshape(shape)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data.labels import DataError, read_image
+from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of, read_image
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class FrameSource(Protocol):
     """A data set. `frames` are ordered by sequence and number; labels are as `data.labels` describes them."""
 
     name: str
-    tracked: tuple[int, ...]  # trainIds of the classes whose instances have ids
+    space: LabelSpace
+    tracked: tuple[int, ...]  # the classes whose instances have ids
     frames: list[FrameRef]
     is_video: bool  # False: single images, no frame has a history
 
@@ -46,6 +47,14 @@ class FileSource:
     """The part of a FrameSource that is the same for all data sets of files; a subclass reads one label file."""
 
     frames: list[FrameRef]
+    space = DEFAULT_SPACE
+    own_space: LabelSpace | None = None  # the same, where a classes.json lies in the root
+
+    def take_label_space(self, root: Path, tracks: bool) -> None:
+        """Take the classes of a classes.json in the root. tracks: whether only classes with tracks have ids."""
+        if (space := label_space_of(root)) is not None:
+            self.space = self.own_space = space
+            self.tracked = space.tracked if tracks else space.things
 
     def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError

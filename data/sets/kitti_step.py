@@ -4,7 +4,7 @@ Layouts, as the archive on the Hugging Face hub unpacks, and as its authors publ
   <root>/kitti_out/video_sequence/{train,val,test}/<sequence>_<frame>_leftImg8bit.png (or .jpg)
                                                    <sequence>_<frame>_panoptic.png    R = class, G * 256 + B = track
   <root>/images/{train,val,test}/<sequence>/<frame>.png and <root>/panoptic_maps/{train,val}/<sequence>/<frame>.png
-There may be folders beneath a split, as one for each sequence.
+There may be folders beneath a split, as one for each sequence. A classes.json in the root gives other classes.
 Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.11859.
 """
 
@@ -51,6 +51,7 @@ class KittiStep(FileSource):
         self.root = DEFAULT_ROOT if is_default else Path(root)
         self.split = split
         ensure_kitti_step(self.root, is_default)
+        self.take_label_space(self.root, tracks=True)
         images, labels = _split_folders(self.root, split)
         self.frames = pair_frames(images, labels, labels_needed=split != "test")
         if not self.frames:
@@ -59,7 +60,7 @@ class KittiStep(FileSource):
             )
 
     def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        return read_panoptic(path)
+        return read_panoptic(path, index=self.own_space.index if self.own_space else None)
 
 
 def ensure_kitti_step(root: Path, is_default: bool) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data.labels import (
     CAR,
+    DEFAULT_SPACE,
     MAX_ID,
     PERSON,
     DataError,
@@ -108,6 +109,7 @@ class Streets:
     """
 
     name = "streets"
+    space = DEFAULT_SPACE
     tracked = TRACKED
     is_video = True
 

@@ -10,9 +10,6 @@ from typing import Annotated, Any
 from data.io.pixels import area_scale
 from model.network.backbones import BACKBONES
 
-NUM_CLASSES = 19  # of Cityscapes and KITTI-STEP; the semantic code is trainId + 1, 0 = void
-FIRST_THING = 11  # trainIds from here on are things
-
 # What a configuration may ask for where no weight's size bears it out, so that a file cannot ask for any memory
 MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
 MAX_HISTORY = 100  # frames back
@@ -42,7 +39,10 @@ class ModelConfig:
     # codes
     code_bits: Annotated[tuple[int, ...], "bits of the semantic code and of the instance slot"] = (8, 8)
     scale: Annotated[float, "b: analog bits are -b and +b"] = 0.1
-    tracked: Annotated[tuple[int, ...], "trainIds of the classes with tracks"] = (11, 13)
+    # classes, by default Cityscapes' 19; the semantic code is class + 1, 0 = void
+    classes: Annotated[int, "how many classes"] = 19
+    things: Annotated[tuple[int, ...], "the classes that are things"] = tuple(range(11, 19))
+    tracked: Annotated[tuple[int, ...], "the things with tracks"] = (11, 13)
     # history
     history_offsets: Annotated[tuple[int, ...], "past frames whose masks are input"] = (-2, -1)
     # encoder
@@ -72,8 +72,11 @@ class ModelConfig:
                     f"{name} {size} must be height and width, 8 to 16384 each, {MAX_PIXELS:,} pixels at most"
                 )
         two = len(self.code_bits) == 2 and all(1 <= n <= 8 for n in self.code_bits)
-        if not two or 2 ** self.code_bits[0] <= NUM_CLASSES:
-            raise ConfigError(f"code_bits {self.code_bits}: two codes of 1 to 8 bits, the first of 5 or more")
+        if not 1 <= self.classes <= 254:
+            raise ConfigError(f"classes must be 1 to 254, not {self.classes}")
+        if not two or 2 ** self.code_bits[0] <= self.classes:
+            least = self.classes.bit_length()
+            raise ConfigError(f"code_bits {self.code_bits}: two codes of 1 to 8 bits, the first of {least} or more")
         if self.history_length > MAX_HISTORY:
             raise ConfigError(f"history_offsets {self.history_offsets} must not reach back over {MAX_HISTORY} frames")
         if any(o >= 0 for o in self.history_offsets) or list(self.history_offsets) != sorted(set(self.history_offsets)):
@@ -105,8 +108,9 @@ class ModelConfig:
         ):
             if width % (4 * heads):
                 raise ConfigError(f"{name}_dim {width} must be a multiple of 4 times its {heads} heads")
-        if any(not 0 <= c < NUM_CLASSES for c in self.tracked):
-            raise ConfigError(f"tracked {self.tracked} must be trainIds, 0..{NUM_CLASSES - 1}")
+        for name in ("things", "tracked"):
+            if any(not 0 <= c < self.classes for c in getattr(self, name)):
+                raise ConfigError(f"{name} {getattr(self, name)} must be classes, 0..{self.classes - 1}")
 
     @property
     def bits(self) -> int:
@@ -125,7 +129,7 @@ class ModelConfig:
     @property
     def code_sizes(self) -> list[int]:
         """How many values each code has: the semantic one those that exist, void and the classes."""
-        return [NUM_CLASSES + 1, self.slots]
+        return [self.classes + 1, self.slots]
 
     @property
     def map_stride(self) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.network.config import NUM_CLASSES, ModelConfig
+from model.network.config import ModelConfig
 from model.stream.resize import nearest
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
@@ -28,7 +28,7 @@ def candidates(config: ModelConfig, output: Tensor, everywhere: bool | None = No
     codes, slots = output.permute(0, 2, 3, 1).split(config.code_sizes, dim=-1)  # (B, h, w, codes)
     codes = codes[..., 1:]  # void is never an answer
     semantic = codes.max(dim=-1).indices + 1
-    untracked = torch.ones(NUM_CLASSES + 1, dtype=torch.bool, device=output.device)
+    untracked = torch.ones(config.classes + 1, dtype=torch.bool, device=output.device)
     for t in config.tracked:  # a fill each: an index would be a copy to the device
         untracked[t + 1] = False
     tracked = ~untracked[semantic]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.labels import DEFAULT_SPACE, DataError, LabelSpace
 from model import checkpoint as checkpoints
 from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
@@ -49,3 +50,13 @@ def config_of(stored: dict[str, Any], source: str | Path) -> ModelConfig:
         return ModelConfig.from_dict(stored["config"])
     except Exception as error:  # as above
         raise checkpoints.CheckpointError(f"{source} holds a configuration that cannot be used ({error})") from None
+
+
+def label_space_in(stored: dict[str, Any], source: str | Path) -> LabelSpace:
+    """The classes that a checkpoint was trained on; the default ones where it does not say. Raises CheckpointError."""
+    if "label_space" not in stored:
+        return DEFAULT_SPACE
+    try:
+        return LabelSpace.from_dict(stored["label_space"], source)
+    except DataError as error:
+        raise checkpoints.CheckpointError(str(error)) from None

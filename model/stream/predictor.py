@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.io.pixels import to_rgb
+from data.labels import DEFAULT_SPACE, LabelSpace
 from model import checkpoint as checkpoints
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
@@ -21,7 +22,7 @@ from model.network.config import ConfigError, checked_size
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.precision import cast_weights, fast_kernels, fold_norms, precision
 from model.stream.cuda_graphs import GraphedSampling
-from model.stream.loading import build, recommended
+from model.stream.loading import build, label_space_in, recommended
 from model.stream.resize import fit_frame
 from model.stream.step import StreamConfig, stream_step
 from model.stream.tracks import StreamState
@@ -61,14 +62,16 @@ class VideoPredictor(HubMixin):
         device: str | torch.device | None = None,
         mixed_precision: str = "auto",
         image_size: tuple[int, int] | None = None,
+        space: LabelSpace = DEFAULT_SPACE,
     ):
         """image_size: (H, W) whose area frames are brought to, in place of the model's; the mask's size follows in
-        proportion."""
+        proportion. space: the model's classes."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda":
             fast_kernels()
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.config = config or StreamConfig()
+        self.space = space
         self.dtype = precision(mixed_precision, self.device)
         self.image_size = checked_size(image_size or model.config.image_size)
         self.state = StreamState(video=0)
@@ -88,6 +91,7 @@ class VideoPredictor(HubMixin):
         fields = {f.name for f in dataclasses.fields(StreamConfig)}
         sampling = recommended(stored, path) | {k: options.pop(k) for k in fields & options.keys()}
         options.setdefault("config", StreamConfig(**sampling))
+        options.setdefault("space", label_space_in(stored, path))
         return cls(model, **options)
 
     def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
@@ -102,6 +106,11 @@ class VideoPredictor(HubMixin):
             self.reset()
         for frame in frames:
             yield self(frame)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of their numbers."""
+        return self.space.names
 
     def reset(self, video: int | None = None) -> None:
         """Start the next video; its number seeds its noise."""

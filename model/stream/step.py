@@ -16,7 +16,7 @@ from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
 from model.diffusion.samplers import SAMPLERS, class_logits, sample
 from model.diffusion.schedule import sampling_times
-from model.network.config import FIRST_THING, ConfigError, ModelConfig
+from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 from model.stream.answer import candidates, full_size, slot_masses, to_host
@@ -165,5 +165,6 @@ def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tupl
             for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
                 target[b] = source[rows]
     semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
-    nameless = (semantic > FIRST_THING) & (slot == 0)
+    things = torch.tensor([c + 1 for c in config.things], dtype=torch.uint8, device=device)
+    nameless = torch.isin(semantic, things) & (slot == 0)
     return [semantic, slot, known, known & ~nameless]

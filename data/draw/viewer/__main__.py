@@ -15,7 +15,6 @@ import cli
 
 with cli.imports():
     from data.draw.viewer.folders import write_pages
-    from data.labels import CLASS_NAMES
 
 OPTIONS = {
     "files": [
@@ -28,7 +27,9 @@ OPTIONS = {
         cli.Option("width", 640, "of pictures and masks in pixels at most"),
         cli.Option("quality", 75, "of the pictures, 1 to 100"),
         cli.Option("fps", None, "frames a second; none: the video's own, 10 of images", kind=float),
-        cli.Option("tracked", ("person", "car"), "classes with tracks, for STQ", metavar="CLASS"),
+        cli.Option(
+            "tracked", None, "classes with tracks, for STQ; none: as the label space says", nargs="+", metavar="CLASS"
+        ),
     ],
 }
 
@@ -41,8 +42,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.width < 16 or not 1 <= args.quality <= 100 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--width must be 16 or more, --quality 1 to 100, --fps above 0")
-    if unknown := [name for name in args.tracked if name not in CLASS_NAMES]:
-        raise cli.UsageError(f"--tracked {unknown[0]}: classes are {', '.join(CLASS_NAMES)}")
     with cli.writable(args.output_folder):
         pages = write_pages(
             args.output_folder,
@@ -54,7 +53,7 @@ def main() -> None:
             fps=args.fps,
             width=args.width,
             quality=args.quality,
-            tracked=[CLASS_NAMES.index(name) for name in args.tracked],
+            tracked=args.tracked,
         )
     for page in pages:
         print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")

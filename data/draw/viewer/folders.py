@@ -12,7 +12,7 @@ from data.draw.viewer.page import Page, shown_classes
 from data.io.inputs import find_sequences
 from data.io.label_files import LabelFile, find_labels, read_labels
 from data.io.video import video_length
-from data.labels import CAR, PERSON, DataError, read_panoptic
+from data.labels import DEFAULT_SPACE, VOID, DataError, label_space_of, read_panoptic
 from data.sets.frames import natural_key
 
 SUFFIX = "_panoptic.png"
@@ -39,14 +39,15 @@ def write_pages(
     fps: float | None = None,
     width: int = 640,
     quality: int = 75,
-    tracked: Sequence[int] = (PERSON, CAR),
+    tracked: Sequence[str] | None = None,
 ) -> list[Path]:
     """A page for each video in an output folder, written into it: `<video>_view.html`, or, where `other` is the output
     folder of a second run on the same frames, `<video>_compare_view.html`.
 
     inputs: the frames, by default where the inference found them; truth: folder of ground truth; split: which, where it
     holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10 for images;
-    tracked: classes with tracks, for STQ. Raises DataError, and then what was half written is gone.
+    tracked: names of the classes with tracks, for STQ, by default the label space's. Raises DataError, and then what
+    was half written is gone.
     """
     output, other = Path(output), Path(other) if other else None
     for folder in filter(None, (output, other)):
@@ -63,7 +64,11 @@ def write_pages(
     if fps is None:
         fps = (video_length(inference.inputs)[0] if inference.inputs.is_file() else None) or 10.0
     runs = ("prediction",) if other is None else tuple(names or _names(output, other))
-    settings = {"runs": runs, "fps": fps, "width": width, "quality": quality, "classes": shown_classes(tracked)}
+    space = label_space_of(output) or DEFAULT_SPACE
+    if unknown := [name for name in tracked or () if name not in space.names]:
+        raise DataError(f"--tracked {unknown[0]}: classes are {', '.join(space.names)}")
+    classes = shown_classes(space, None if tracked is None else [space.names.index(name) for name in tracked])
+    settings = {"runs": runs, "fps": fps, "width": width, "quality": quality, "classes": classes}
 
     pages: list[Path] = []
     page, missing = None, 0
@@ -130,7 +135,7 @@ def _files(output: Path) -> list[Path]:
 
 
 def _prediction(path: Path) -> Labels | None:
-    return read_panoptic(path) if path.is_file() else None
+    return read_panoptic(path, VOID) if path.is_file() else None
 
 
 def _label_file(file: Path) -> LabelFile:

@@ -26,7 +26,7 @@ from data.draw.viewer.coding import (
     shown_size,
 )
 from data.draw.viewer.errors import Comparison
-from data.labels import CAR, CLASSES, MAX_ID, PERSON, VOID, DataError
+from data.labels import DEFAULT_SPACE, MAX_ID, VOID, DataError, LabelSpace
 
 SOURCE = Path(__file__).parent
 SCRIPTS = ("store.js", "draw.js", "timeline.js", "panels.js", "page.js")
@@ -43,11 +43,12 @@ class ShownClass:
     track: bool
 
 
-def shown_classes(tracked: Sequence[int] = (PERSON, CAR)) -> tuple[ShownClass, ...]:
-    """The classes of the repository's label space, of which `tracked` have tracks."""
-    plain, safe = class_colors().tolist(), class_colors(colorblind=True).tolist()
+def shown_classes(space: LabelSpace = DEFAULT_SPACE, tracked: Sequence[int] | None = None) -> tuple[ShownClass, ...]:
+    """The classes of a label space; tracked: those with tracks, where not as the space says."""
+    safe = class_colors(True, space).tolist()
+    tracked = space.tracked if tracked is None else tracked
     return tuple(
-        ShownClass(c.name, tuple(plain[i]), tuple(safe[i]), c.is_thing, i in tracked) for i, c in enumerate(CLASSES)
+        ShownClass(c.name, c.color, tuple(safe[i]), c.is_thing, i in tracked) for i, c in enumerate(space.classes)
     )
 
 
