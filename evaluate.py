@@ -3,6 +3,7 @@
   python evaluate.py --predictions data/output --ground_truth data/KittiSTEP --json val.json
   python evaluate.py --predictions data/output --ground_truth data/Cityscapes     single images
   python evaluate.py --ground_truth data/KittiSTEP --reference previous        copy the last frame
+  python evaluate.py --ground_truth data/KittiSTEP --reference mask            what a model's mask can show
   python evaluate.py --predictions data/output --no-evaluate --export kitti_step results/submission
 
 Both folders are searched, with all folders beneath them. Frames are paired by name:
@@ -47,6 +48,10 @@ with cli.imports():
     from data.labels import DEFAULT_SPACE, DataError, LabelSpace, read_label_space
     from metrics import Evaluation
     from metrics.remarks import on_edges, shape_of, why_not
+    from model import ModelConfig
+    from model import checkpoint as checkpoints
+    from model.stream.answer import through_mask
+    from model.stream.loading import config_of
 
 EXPORTS = ("cityscapes", "kitti_step")
 OPTIONS = {
@@ -56,7 +61,7 @@ OPTIONS = {
             "ground_truth", Path("data/KittiSTEP"), "folder of ground truth, the split's own or one above", kind=Path
         ),
         Option("split", "val", "which split, where the folder of ground truth holds several", choices=SPLITS),
-        Option("classes", None, "classes.json of the truth; none: one beside it, else the 19 of Cityscapes", kind=Path),
+        Option("classes", None, "classes.json of a truth without one", kind=Path, rare=True),
         Option("json", None, "file for the figures, fractions of one; none: they are only printed", kind=Path),
     ),
     "measures": (
@@ -69,9 +74,10 @@ OPTIONS = {
         Option(
             "reference",
             "none",
-            "as prediction, the truth of the frame before (of the first, its own) or of the sequence's first",
-            choices=("none", "previous", "hold"),
+            "as prediction, the truth: of the frame before, of the first frame, or through the mask of a checkpoint",
+            choices=("none", "previous", "hold", "mask"),
         ),
+        Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "model of --reference mask", rare=True),
     ),
     "export for the benchmarks' servers": (
         Option(
@@ -112,7 +118,13 @@ def main() -> None:
         space = space_of(truths, predictions)
         things = things_of(args.things, space, any(truth.kind in CITYSCAPES for truth in truths.values()))
         # Classes are known only once a file is read, so that the last check is the evaluation itself.
-        evaluation, of_labels, shapes = evaluate(frames, things, space, args.reference, args.workers)
+        evaluation, of_labels, shapes = evaluate(
+            frames,
+            things,
+            space,
+            mask_of(args.checkpoint) if args.reference == "mask" else args.reference,
+            args.workers,
+        )
         stop_if(problems + of_labels, args)
         result = evaluation.result()
         lengths = Counter(frame.sequence for frame in frames if frame.sequence is not None)
@@ -187,6 +199,11 @@ def space_of(truths: dict[str, LabelFile], predictions: dict[str, LabelFile]) ->
     return truth
 
 
+def mask_of(checkpoint: Path) -> ModelConfig:
+    """The configuration of a checkpoint's model. Raises CheckpointError."""
+    return config_of(checkpoints.load(checkpoint), checkpoint)
+
+
 def things_of(names: list[str] | tuple[str, ...], space: LabelSpace, images: bool) -> tuple[int, ...]:
     """--things -> classes. Raises cli.UsageError for a name that is no class."""
     if list(names) == ["auto"]:
@@ -211,7 +228,7 @@ def pair(
     for key, truth in truths.items():
         video = None if truth.kind in CITYSCAPES else truth.video
         sequence, number = video or (None, 0)
-        if reference != "none" and sequence is None:
+        if reference in ("previous", "hold") and sequence is None:
             raise cli.UsageError(f"--reference {reference} needs videos, and {truth.path} is a single image")
         frames.append(Frame(sequence, number, truth, predictions.get(key)))
     frames.sort(key=lambda f: (f.sequence or "", f.number, f.truth.name))
@@ -256,7 +273,7 @@ def stop_if(problems: list[str], args: argparse.Namespace) -> None:
 
 
 def evaluate(
-    frames: list[Frame], things: tuple[int, ...], space: LabelSpace, reference: str, workers: int
+    frames: list[Frame], things: tuple[int, ...], space: LabelSpace, reference: str | ModelConfig, workers: int
 ) -> tuple[Evaluation, list[str], np.ndarray]:
     """All frames' figures, the same bits for any number of workers; what was wrong in the files, a line each; and
     `shape_of` some frames."""
@@ -294,7 +311,7 @@ def evaluate_portion(
     frames: list[Frame],
     things: tuple[int, ...],
     space: LabelSpace,
-    reference: str,
+    reference: str | ModelConfig,
     progress: Callable[[int], object],
 ) -> tuple[Evaluation, list[str], np.ndarray]:
     """The figures of one portion, and the files that cannot be used: all of them, none ends the run."""
@@ -307,6 +324,8 @@ def evaluate_portion(
             truth = read_labels(frame.truth)
             if reference == "none":
                 prediction = read_labels(frame.prediction)
+            elif not isinstance(reference, str):
+                prediction = through_mask(*truth, reference.sizes_for(truth[0].shape)[1])
             else:
                 prediction = truth if held is None else held
                 held = truth if reference == "previous" else prediction

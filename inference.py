@@ -2,7 +2,7 @@
 
     python inference.py                                                data/input -> data/output
     python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
-    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, shown as it comes, until Ctrl-C
+    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, until Ctrl-C
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 

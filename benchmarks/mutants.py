@@ -155,7 +155,7 @@ MUTANTS = [
     Mutant("history-of-another-sequence", FRAMES, "if k == 0 or gap:", "if not runs or gap:"),
     Mutant("history-across-gaps", FRAMES, "if k == 0 or gap:", "if k == 0:"),
     Mutant("void-is-known", CLIPS, "semantic_known = classes != VOID", "semantic_known = classes == classes"),
-    Mutant("classes-shifted", CLIPS, "np.arange(NUM_CLASSES) + 1", "np.arange(NUM_CLASSES)"),
+    Mutant("classes-shifted", CLIPS, "classes + np.uint8(1)", "classes"),
     Mutant("id-bytes-swapped", "data/labels.py", "rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]",
            "rgb[..., 2].astype(np.int32) * 256 + rgb[..., 1]"),
     # Metrics

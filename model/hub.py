@@ -4,6 +4,7 @@
 defaults, nothing is loaded that does not fit to the last tensor and setting, and nothing that needs pickle.
 """
 
+import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from data.labels import CLASSES_FILE, DEFAULT_SPACE, LabelSpace, label_space_of, read_label_space
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from model.network.config import ConfigError, ModelConfig
@@ -27,8 +29,8 @@ TEMPLATE = """---
 # {{ title }}
 
 Pix2Seq-D for video panoptic segmentation: a diffusion model over the bits of panoptic masks ({{ parameters }} M
-parameters, frames fitted into {{ size }} pixels). Every pixel of a frame gets one of the 19 Cityscapes classes; persons
-and cars get ids that stay theirs from frame to frame.
+parameters, frames fitted into {{ size }} pixels). Every pixel of a frame gets a class; things with tracks, as persons
+and cars, get ids that stay theirs from frame to frame.
 
 ```python
 from model import VideoPredictor
@@ -160,6 +162,7 @@ class HubMixin:
         places = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         try:
             model = HubModel.from_pretrained(str(source), **places)
+            options.setdefault("space", _label_space(source, places))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
@@ -179,6 +182,8 @@ class HubMixin:
         words = {"card": card or Card(), "repository": repository}
         HubModel.of(self.model).save_pretrained(folder, model_card_kwargs=words)
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        if self.space != DEFAULT_SPACE:
+            (folder / CLASSES_FILE).write_text(json.dumps(self.space.to_dict(), indent=1) + "\n")
 
     def push_to_hub(
         self,
@@ -197,6 +202,16 @@ class HubMixin:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, card, repository)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+
+
+def _label_space(source: str | Path, places: dict[str, Any]) -> LabelSpace:
+    """The classes beside a model: of its classes.json, else the default ones."""
+    if Path(source).is_dir():
+        return label_space_of(source) or DEFAULT_SPACE
+    try:
+        return read_label_space(hf_hub_download(str(source), CLASSES_FILE, **places))
+    except EntryNotFoundError:
+        return DEFAULT_SPACE
 
 
 def _table(figures: dict[str, Any]) -> str:

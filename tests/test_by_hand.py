@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
-from small import CONFIG, lively_model, scene
+from small import CONFIG, Scenes, lively_model, scene
 from torch import nn
 
 from model import Pix2SeqD, StreamConfig, StreamState, VideoPredictor
@@ -19,10 +19,11 @@ from model.diffusion.loss import LossConfig, pixel_weights, training_loss
 from model.diffusion.samplers import ddim_step, ddpm_step, estimate, sample
 from model.diffusion.schedule import add_noise, gamma, sampling_times
 from model.network.dropout import dropped
-from model.network.layers import coordinates
+from model.network.layers import ResidualBlock, coordinates
 from model.stream.answer import candidates
 from model.stream.step import _history
 from training.config import TrainingConfig
+from training.fit import fit
 from training.optimizer import build_optimizer, learning_rate, orthogonal, set_learning_rate
 from training.run import Run
 from training.step import StepBatches, optimizer_step
@@ -246,6 +247,19 @@ def test_an_image_is_normalised_as_the_backbone_expects():
 
 
 @torch.inference_mode()
+def test_a_block_is_its_input_and_a_branch_that_the_time_scales():
+    """AdaGN, arXiv 2105.05233: (1 + scale) norm(h) + shift. No scale and no shift leave the norm as it is."""
+    torch.manual_seed(0)
+    block = ResidualBlock(16, 16, 8)
+    nn.init.normal_(block.conv2.weight, std=0.1)
+    x = torch.randn(1, 16, 4, 4)
+    h = block.norm2(block.conv1(nn.functional.silu(block.norm1(x))))
+    assert torch.allclose(block(x, torch.zeros(1, 32)), x + block.conv2(nn.functional.silu(h)), atol=1e-5)
+    modulation = torch.cat([torch.full((1, 16), 0.5), torch.full((1, 16), 2.0)], dim=1)
+    assert torch.allclose(block(x, modulation), x + block.conv2(nn.functional.silu(1.5 * h + 2)), atol=1e-5)
+
+
+@torch.inference_mode()
 def test_tokens_know_their_places():
     model = lively_model()
     for part in (model.encoder.to_tokens, model.encoder.token_norm):
@@ -327,6 +341,36 @@ def test_one_weight_of_each_kind_moves_as_worked_out():
         size = 0.2 * math.sqrt(max(g.shape))
         matrix = matrix * (1 - 0.01 * 0.5) - 0.01 * size * orthogonal(0.95 * buffer + 0.05 * g)
     assert torch.allclose(hidden.flatten(1), matrix, atol=1e-5)
+
+
+def test_adamw_alone_moves_as_worked_out():
+    torch.manual_seed(0)
+    model = Pix2SeqD(CONFIG)
+    optimizer = build_optimizer(model, TrainingConfig(optimizer="adamw", lr=0.01, weight_decay=0.5, beta2=0.9))
+    kinds = {model.denoiser.to_tokens.weight: 0.5, model.denoiser.norm_out.weight: 0.0}
+    before = [p.detach().double() for p in kinds]
+    for gradient in (1.0, 3.0):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+    for start, (p, decay) in zip(before, kinds.items(), strict=True):
+        assert torch.allclose(p.double(), adamw(start, (1.0, 3.0), 0.01, decay, 0.9), atol=1e-6)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_frozen_backbone_stays_and_without_decay_the_average_is_the_weights(freeze, tmp_path):
+    torch.manual_seed(0)
+    model = Pix2SeqD(CONFIG)
+    stem, rest = (p.detach().clone() for p in (model.encoder.stem[0].weight, model.denoiser.conv_out.weight))
+    config = TrainingConfig(
+        steps=3, batch_size=1, warmup=0, lr=1e-2, ema_decay=0.0, freeze_backbone=freeze, num_workers=0,
+        validate_every=0, save_every=3,
+    )  # fmt: skip
+    fit(model, LossConfig(), config, Scenes(), tmp_path, Accelerator(cpu=True), quiet=True)
+    assert torch.equal(model.encoder.stem[0].weight, stem) == freeze
+    assert not torch.equal(model.denoiser.conv_out.weight, rest)
+    averaged = torch.load(tmp_path / "model-latest.pt", weights_only=True)["weights"]
+    assert torch.allclose(averaged["denoiser.conv_out.weight"], model.denoiser.conv_out.weight, atol=1e-7)
 
 
 def test_the_orthogonal_matrix_has_singular_values_near_one():

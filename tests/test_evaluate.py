@@ -1,5 +1,6 @@
 """evaluate.py: layouts, exports, the official PQ as oracle, reference figures, shards, and what it refuses."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from cityscapesscripts.evaluation.evalPanopticSemanticLabeling import evaluatePa
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from label_samples import blend, random_labels, write_cityscapes, write_video
 from PIL import Image
+from small import CONFIG
 
 import cli
 import evaluate
 from data.labels import CLASS_NAMES, THINGS, TRAIN_TO_LABEL, read_panoptic, write_panoptic
+from model import checkpoint as checkpoints
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KITTI = DATA / "KittiSTEP" / "kitti_out" / "video_sequence" / "val"
@@ -149,6 +152,19 @@ def test_references(run, videos, tmp_path):
     hold = run("--ground_truth", tmp_path / "toy", "--reference", "hold")
     assert hold["stq"]["AQ"] == pytest.approx(3 / 6 * 3 / 9, abs=1e-12)
     assert run("--ground_truth", truth, "--reference", "previous")["stq"]["STQ"] == 1.0  # still videos
+
+
+def test_the_truth_through_a_mask_is_what_the_mask_can_show(run, videos, tmp_path):
+    _, truth = videos
+    fine = dataclasses.replace(CONFIG, image_size=(512, 1024), mask_size=(512, 1024))
+    coarse = dataclasses.replace(CONFIG, image_size=(32, 64), mask_size=(8, 16))
+    figures = []
+    for n, config in enumerate((fine, coarse)):
+        content = {"format": checkpoints.FORMAT, "config": config.to_dict(), "weights": {}}
+        checkpoints.save(tmp_path / f"{n}.pt", content)
+        arguments = ("--ground_truth", truth, "--reference", "mask", "--checkpoint", tmp_path / f"{n}.pt")
+        figures.append(run(*arguments)["stq"]["STQ"])
+    assert figures[0] > 0.99 and figures[1] < figures[0]
 
 
 def test_workers_give_the_same_bits(run, videos):
@@ -383,7 +399,7 @@ def test_damaged_panoptic_json(refuse, videos, tmp_path):
 
 
 def test_help_shows_defaults(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "-h"])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "-h", "all"])
     with pytest.raises(SystemExit) as stop:
         evaluate.main()
     assert stop.value.code == 0
