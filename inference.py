@@ -147,8 +147,8 @@ def write_all(
     total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
     with (
-        tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
         shown_live(args, predictor.space, processes) as live,
+        tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
     ):
         jobs = [Job(sequences[number], number, args, run, bar, predictor.space, live) for number in mine]
         predict(predictor, jobs, args.batch_videos)

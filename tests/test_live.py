@@ -31,21 +31,27 @@ def frame(value, height=40, width=64):
     )
 
 
+def opened(live):
+    stream = urlopen(live.address + "stream", timeout=20)
+    assert stream.readline() == b"--frame\r\n"
+    return stream
+
+
 def part(stream):
-    """The next picture of a multipart stream."""
+    """The next picture of a multipart stream whose first boundary was read, with the boundary after it."""
     lines = iter(stream.readline, b"")
-    assert next(lines) == b"--frame\r\n" and next(lines) == b"Content-Type: image/jpeg\r\n"
+    assert next(lines) == b"Content-Type: image/jpeg\r\n"
     length = int(next(lines).split(b":")[1])
     assert next(lines) == b"\r\n"
     picture = Image.open(io.BytesIO(stream.read(length)))
-    stream.readline()
+    assert next(lines) == b"\r\n" and next(lines) == b"--frame\r\n"
     return np.asarray(picture)
 
 
 def test_the_page_shows_the_newest_frame_above_its_mask(live):
     with urlopen(live.address) as answer:
         assert b"stream" in answer.read()
-    with urlopen(live.address + "stream", timeout=20) as stream:
+    with opened(live) as stream:
         live.show(*frame(200))
         picture = part(stream)
         assert picture.shape == (80, 64, 3) and abs(int(picture[10, 10, 0]) - 200) < 8
@@ -55,7 +61,7 @@ def test_the_page_shows_the_newest_frame_above_its_mask(live):
 
 
 def test_a_tall_frame_has_its_mask_beside_it(live):
-    with urlopen(live.address + "stream", timeout=20) as stream:
+    with opened(live) as stream:
         live.show(*frame(90, 64, 40))
         assert part(stream).shape == (64, 80, 3)
 
@@ -70,8 +76,27 @@ def test_showing_never_waits_and_the_rate_is_told(live, monkeypatch):
     assert state["frames"] == 200 and state["rate"] > 20
 
 
+def test_the_last_picture_comes_again_where_no_new_one_does(live, monkeypatch):
+    """A browser may hold a picture back until the next one begins."""
+    monkeypatch.setattr(page, "REPEAT", 0.05)
+    with opened(live) as stream:
+        live.show(*frame(120))
+        assert (part(stream) == part(stream)).all()
+
+
+def test_a_browser_that_leaves_is_not_spoken_of(live, capfd):
+    with opened(live) as stream:
+        live.show(*frame(1))
+        part(stream)
+    end = time.monotonic() + 10
+    while threading.active_count() > 3 and time.monotonic() < end:  # until the handler has met the closed socket
+        live.show(*frame(2))
+        time.sleep(0.02)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_the_end_ends_the_stream(live):
-    with urlopen(live.address + "stream", timeout=20) as stream:
+    with opened(live) as stream:
         live.show(*frame(1))
         part(stream)
         threading.Thread(target=live.close).start()

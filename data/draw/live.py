@@ -22,7 +22,8 @@ from data.io.overlays import narrowed
 from data.labels import DEFAULT_SPACE, LabelSpace
 
 WIDTH = 960  # pixels of a frame, at most
-BOUNDARY = "frame"
+BOUNDARY = b"--frame\r\n"
+REPEAT = 0.5  # seconds without a new picture after which the last is sent again: Chrome shows one when the next comes
 PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Live panoptic segmentation</title>
 <style>body{background:#111;color:#eee;font:16px system-ui;margin:1em;text-align:center}img{max-width:100%}</style>
 <img src="stream" alt="The newest frame, and the frame under its mask"><p role="status" id="state">waiting</p>
@@ -46,8 +47,7 @@ class Live:
         self.waiting: tuple | None = None  # the newest frame that is not drawn
         self.picture: bytes | None = None
         self.frames, self.times, self.closed = 0, deque(maxlen=20), False
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"live": self}))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"live": self}))
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
         for work in (self.server.serve_forever, self._draw):
             threading.Thread(target=work, daemon=True).start()
@@ -80,9 +80,9 @@ class Live:
         return {"frames": self.frames, "rate": (len(self.times) - 1) / seconds if seconds else 0.0}
 
     def next_picture(self, before: bytes | None) -> bytes | None:
-        """The newest JPEG once there is another than `before`; None when the page is closed."""
+        """The newest JPEG, once there is another than `before`, or again after REPEAT; None when the page is closed."""
         with self.new:
-            self.new.wait_for(lambda: self.closed or self.picture is not before)
+            self.new.wait_for(lambda: self.closed or self.picture is not before, REPEAT if before else None)
             return None if self.closed else self.picture
 
     def _draw(self) -> None:
@@ -100,6 +100,13 @@ class Live:
             with self.new:
                 self.picture = picture.getvalue()
                 self.new.notify_all()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A browser that leaves in the middle of an answer is no error to report."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,12 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self) -> None:
         """Pictures that replace one another, until the page or the browser is closed."""
         self.send_response(200)
-        self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
+        self.wfile.write(BOUNDARY)
         picture = None
-        try:
-            while (picture := self.live.next_picture(picture)) is not None:
-                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-                self.wfile.write(head.encode() + picture + b"\r\n")
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+        while (picture := self.live.next_picture(picture)) is not None:
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+            # The boundary after the picture comes at once: a browser shows a picture when it has seen where it ends
+            self.wfile.write(head + picture + b"\r\n" + BOUNDARY)
