@@ -3,7 +3,7 @@
   python evaluate.py --predictions data/output --ground_truth data/KittiSTEP --json val.json
   python evaluate.py --predictions data/output --ground_truth data/Cityscapes     single images
   python evaluate.py --ground_truth data/KittiSTEP --reference previous        copy the last frame
-  python evaluate.py --ground_truth data/KittiSTEP --reference mask            what a model's mask can show
+  python evaluate.py --ground_truth data/KittiSTEP --reference mask            a mask's best
   python evaluate.py --predictions data/output --no-evaluate --export kitti_step results/submission
 
 Both folders are searched, with all folders beneath them. Frames are paired by name:

@@ -10,6 +10,8 @@ from model.stream.adopt import adopt
 from model.stream.step import stream_step
 from model.stream.tracks import StreamState, Track, _moved, advance, seen
 
+pytestmark = pytest.mark.quick
+
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size
 

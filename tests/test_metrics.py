@@ -11,6 +11,8 @@ import pytest
 
 from metrics import PQ, STQ, VOID, VPQ, Evaluation, MeanIoU, co_occurrence
 
+pytestmark = pytest.mark.quick
+
 ROAD, SKY, PERSON, RIDER, CAR = 0, 10, 11, 12, 13
 THINGS = (PERSON, CAR)
 # A grid is drawn with a letter for each pixel: what it stands for as (class, id).

@@ -15,6 +15,8 @@ from model.diffusion.samplers import sample
 from model.diffusion.schedule import gamma, sampling_times
 from model.network.layers import position_encoding
 
+pytestmark = pytest.mark.quick
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The plain, unoptimised network and sampler
 # ---------------------------------------------------------------------------------------------------------------------
