@@ -62,3 +62,8 @@ def make_kitti(folder: Path, numbers=(0, 1, 2, 10), sequence="000000") -> Path:
         write_image(folder / f"{sequence}_{n:06d}_leftImg8bit.png", image)
         write_panoptic(folder / f"{sequence}_{n:06d}_panoptic.png", semantic, instance)
     return folder
+
+
+def has_history(sample):
+    """bool (T,): whether anything is known of each mask of a sample's history."""
+    return sample["semantic_known"][:-1].flatten(1).any(dim=1)

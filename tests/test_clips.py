@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from painted import FORMAT, NO_COLOR, Painted, same
+from painted import FORMAT, NO_COLOR, Painted, has_history, same
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -28,7 +28,7 @@ from data.labels import CAR, PERSON, VOID, DataError
 
 def test_missing_history_is_zero_and_unknown():
     clips = Clips(Painted([0, 1, 2, 7, 8, 9]), FORMAT)
-    assert [clips[i]["history_valid"].tolist() for i in range(6)] == [
+    assert [has_history(clips[i]).tolist() for i in range(6)] == [
         [False, False], [False, True], [True, True], [False, False], [False, True], [True, True]
     ]  # fmt: skip
     sample = clips[4]
@@ -251,12 +251,12 @@ def test_still_images_get_a_history_with_the_same_instances():
     source = Painted(size=(96, 192))
     source.is_video = False
     fmt = ClipFormat((96, 192), (96, 192), 16, (-2, -1))
-    assert not Clips(source, fmt, Augmentation())[3]["history_valid"].any()
+    assert not has_history(Clips(source, fmt, Augmentation())[3]).any()
     clips = Clips(source, fmt, Augmentation(synthetic_history=1.0, scale_range=(1.0, 1.0)))
     overlaps = []
     for seed in range(10):
         sample = clips.sample(0, np.random.default_rng(seed))
-        assert sample["history_valid"].all()
+        assert has_history(sample).all()
         slots = [set(sample["instance"][t].unique().tolist()) for t in range(3)]
         assert len(slots[2] & slots[1]) >= 4  # the same slots, and not slots of their own
         for slot in slots[2] - {0}:
@@ -326,7 +326,7 @@ def test_padding_is_left_out_of_what_happens_to_the_history():
     for seed in range(20):
         sample = Clips(source, fmt, history_config=damage).sample(3, np.random.default_rng(seed))
         assert not sample["semantic"][:, 16:].any() and not sample["semantic_known"][:, 16:].any()
-        assert sample["history_valid"].all()
+        assert has_history(sample).all()
 
 
 def test_a_corrupted_history_has_split_merged_and_renamed_instances():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from painted import FORMAT, Broken, Painted, make_kitti, same
+from painted import FORMAT, Broken, Painted, has_history, make_kitti, same
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -72,7 +72,7 @@ def test_cityscapes_reads_real_frames():
     assert {0, 2, VOID} <= set(np.unique(semantic))
     assert instance.max() == 0
     sample = Clips(source, FORMAT)[3]
-    assert not sample["history_valid"].any()
+    assert not has_history(sample).any()
     thing = sample["semantic"] > 11  # its things have no ids: crowd
     assert thing.any()
     assert not sample["instance_known"][thing].any()
@@ -406,5 +406,5 @@ def test_real_clip_from_the_cache(tmp_path):
     clips = Clips(Cached(source, (96, 320), tmp_path), ClipFormat((96, 320), (48, 160), 32, (-2, -1)), Augmentation())
     sample = clips.sample(5, np.random.default_rng(0))
     assert sample["image"].shape == (3, 96, 320)
-    assert sample["history_valid"].all()
+    assert has_history(sample).all()
     assert 0 < sample["instance"].max() < 32

@@ -278,7 +278,7 @@ def test_small_pictures_are_drawn_small_and_not_shrunk():
     assert (drawn != render.draw_panoptic(f.semantic, f.track)).any()  # names are on it
 
 
-def test_the_readmes_pictures_are_drawn_of_the_demos_output(tmp_path, capfd):
+def test_the_readmes_picture_is_drawn_of_the_demos_output(tmp_path, capfd):
     semantic, track = street()
     for n, name in enumerate(("000000_000000", "000000_000001", "000001_000000")):
         write_image(tmp_path / f"in/{name}_leftImg8bit.png", np.zeros((*track.shape, 3), np.uint8))
@@ -288,8 +288,8 @@ def test_the_readmes_pictures_are_drawn_of_the_demos_output(tmp_path, capfd):
     (tmp_path / "out" / shown.RUN).write_text(json.dumps({"input_folder": str(tmp_path / "in")}))
     flags = ("--predictions", tmp_path / "out", "--docs", tmp_path / "docs", "--moving", 0)
     assert call(capfd, "benchmarks.pictures", *flags).status in (0, None)
-    with Image.open(tmp_path / "docs/demo.gif") as film, Image.open(tmp_path / "docs/failures.png") as still:
-        assert film.n_frames == 2 and film.size == (640, 388) and still.width == 2 * 640 + 4 and still.height > 388
+    with Image.open(tmp_path / "docs/demo.gif") as film:
+        assert film.n_frames == 2 and film.size == (640, 388)
     refused = call(capfd, "benchmarks.pictures", *flags[:4], "--moving", 2)
     assert refused.status == 2 and "--moving must be 0 to 1" in refused.message
 

@@ -57,7 +57,6 @@ class Clips(Dataset):
       instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
       semantic_known  bool (T + 1, h, w)    False in void and padding
       instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
-      history_valid   bool (T,)             False where there is no such frame: its maps are 0 and unknown
     with the history first, oldest first, and the current frame last.
     """
 
@@ -135,7 +134,6 @@ class Clips(Dataset):
             "instance": torch.from_numpy(slot),
             "semantic_known": torch.from_numpy(semantic_known),
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
-            "history_valid": torch.from_numpy(np.full(self.history[i].shape, True) if moved else self.history[i] >= 0),
         }
 
     def _focus(
