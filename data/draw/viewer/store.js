@@ -54,7 +54,8 @@ function readMap(numbers, width, height) {
   numbers.at += skipBytes;
 
   const index = new Uint16Array(width * height);
-  let skip = exceptions ? skips.next() : Infinity;
+  if (!exceptions) return { index, segments, areas }; // nothing but zeros, as where no truth is given
+  let skip = skips.next();
   for (let y = 0, i = 0; y < height; y++) {
     let left = y ? index[i - width] : 0;
     let corner = left;
