@@ -79,7 +79,7 @@ def test_every_field_of_every_configuration_is_a_flag(capfd):
     everything = call(capfd, "train", "-h", "all").out
     for config in (ModelConfig, TrainingConfig, LossConfig, HistoryConfig, Augmentation):
         for field in dataclasses.fields(config):
-            if field.name not in ("backbone_norm", "tracked"):  # they follow from others
+            if field.name not in ("backbone_norm", "classes", "things", "tracked"):  # they follow from others
                 assert f"--{field.name} " in everything or f"--[no-]{field.name} " in everything, field.name
 
 
