@@ -234,7 +234,11 @@ def test_a_run_leaves_what_is_promised_and_goes_on(capfd, tmp_path, monkeypatch)
     assert {p.name for p in folder.iterdir()} == expected | {"model-2.pt", "sample-2.png"}
     assert [e["step"] for e in log_of(folder)] == [1, 2, 3, 4]
     stored = checkpoints.load(folder / "model-latest.pt")
-    assert stored["config"]["tracked"] == [11, 13] and len(stored["label_space"]["classes"]) == 19 and stored["training"]["step"] == 4
+    assert (
+        stored["config"]["tracked"] == [11, 13]
+        and len(stored["label_space"]["classes"]) == 19
+        and stored["training"]["step"] == 4
+    )
 
 
 def test_a_run_is_logged_to_trackers_too(capfd, tmp_path):
