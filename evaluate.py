@@ -47,7 +47,7 @@ with cli.imports():
     )
     from data.labels import DEFAULT_SPACE, DataError, LabelSpace, read_label_space
     from metrics import Evaluation
-    from metrics.remarks import on_edges, shape_of, why_not
+    from metrics.remarks import in_table, on_edges, shape_of, why_not
     from model import ModelConfig
     from model import checkpoint as checkpoints
     from model.stream.answer import through_mask
@@ -111,8 +111,10 @@ def main() -> None:
     own = read_label_space(args.classes) if args.classes else None
     truths = find_labels(args.ground_truth, args.split, left_out, own) if args.evaluate else {}
     split = split_of(args.ground_truth, truths, args.split) if args.evaluate else args.split
-    predictions = find_labels(args.predictions, split, left_out) if args.reference == "none" else {}
+    predictions = find_labels(args.predictions, split, left_out, levels=0) if args.reference == "none" else {}
     predictions = matched(predictions, truths, args.predictions)
+    if args.export and any(file.space is not None for file in predictions.values()):
+        raise cli.UsageError("--export: the benchmarks' servers know the built-in classes alone")
     if args.evaluate:
         frames, problems = pair(truths, predictions, args.reference)
         space = space_of(truths, predictions)
@@ -130,7 +132,7 @@ def main() -> None:
         lengths = Counter(frame.sequence for frame in frames if frame.sequence is not None)
         has_tracks = not any(frame.prediction and frame.prediction.kind == "coco" for frame in frames)
         remarks = why_not(result, lengths, has_tracks) + on_edges(shapes, space.names)
-        print_table(result, evaluation.frames)
+        print(in_table(result, evaluation.frames))
         print("".join(f"\n{remark}" for remark in remarks), end="\n" * bool(remarks))
         if args.json:
             write_json(args.json, result)
@@ -376,31 +378,6 @@ def _count(frames: int) -> None:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def print_table(result: dict, frames: int) -> None:
-    """The figures in percent; a dash where one has no meaning."""
-    stq, vpq, pq, miou = (result[name] for name in ("stq", "vpq", "pq", "miou"))
-    print(f"{frames} frames; all figures in percent")
-    block("STQ", ("STQ", "AQ", "SQ"), {"all": stq, **{f"  {name}": s for name, s in stq["per_sequence"].items()}})
-    windows = {f"  k = {k}": scores for k, scores in vpq.items() if k != "VPQ"}
-    block("VPQ", ("all", "things", "stuff"), {"mean over k": vpq["VPQ"], **windows})
-    block("PQ", ("PQ", "SQ", "RQ"), {name.lower(): pq[name] for name in ("All", "Things", "Stuff")})
-    classes = {f"  {name}": {"IoU": iou, **pq["per_class"][name]} for name, iou in miou["per_class"].items()}
-    block("classes", ("IoU", "PQ", "SQ", "RQ"), {"mean": {"IoU": miou["mIoU"], **pq["All"]}, **classes})
-
-
-def block(title: str, columns: tuple[str, ...], rows: dict[str, dict]) -> None:
-    width = max(18, *(len(name) + 1 for name in rows))
-    print("\n" + title.ljust(width) + "".join(f"{column:>8}" for column in columns))
-    for name, scores in rows.items():
-        figures = (scores[column] for column in columns)
-        print(name.ljust(width) + "".join("       -" if f is None else f"{100 * f:8.2f}" for f in figures))
 
 
 if __name__ == "__main__":

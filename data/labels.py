@@ -18,6 +18,7 @@ from PIL import Image
 from data.io.pixels import to_rgb
 
 VOID = 255
+MAX_CLASSES = 254
 MAX_ID = 65_535  # ids are stored as G * 256 + B
 # Cityscapes frames have 2 million pixels; a header that claims more than this many is no frame but a bomb.
 MAX_PIXELS = 64_000_000
@@ -38,7 +39,7 @@ class SemanticClass:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set and of the models trained on it; a class is known by its position, 0..254."""
+    """The classes of a data set and of the models trained on it; a class is known by its position, 0..253."""
 
     classes: tuple[SemanticClass, ...]
 
@@ -91,8 +92,8 @@ class LabelSpace:
             return DataError(f"{source}: {what}; docs/data.md shows a {CLASSES_FILE}")
 
         entries = values.get("classes") if isinstance(values, dict) else None
-        if not isinstance(entries, list) or not 1 <= len(entries) <= VOID:
-            raise refuse(f'it must hold {{"classes": [...]}}, 1 to {VOID} of them')
+        if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_CLASSES:
+            raise refuse(f'it must hold {{"classes": [...]}}, 1 to {MAX_CLASSES} of them')
         classes, claimed = [], {}
         for entry in entries:
             if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
@@ -102,8 +103,8 @@ class LabelSpace:
                 raise refuse(f"two classes are named {name!r}")
             if not _numbers(ids, 2**16) or not ids:
                 raise refuse(f"the ids of {name!r} must be values of the label files, as [7], 0..65535")
-            if twice := next((n for n in ids if claimed.setdefault(n, name) != name), None):
-                raise refuse(f"the id {twice} is {claimed[twice]!r} and {name!r}")
+            if twice := [n for n in ids if claimed.setdefault(n, name) != name]:
+                raise refuse(f"the id {twice[0]} is {claimed[twice[0]]!r} and {name!r}")
             if not _numbers(color, 256) or len(color) != 3:
                 raise refuse(f"the color of {name!r} must be three numbers, 0..255")
             flags = [entry.get(flag, False) for flag in ("thing", "track")]

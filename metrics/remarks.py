@@ -1,4 +1,4 @@
-"""What is to be said beside the figures: why some have no meaning, and labels that look damaged."""
+"""The figures in words: their table, why some have no meaning, and labels that look damaged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,3 +47,26 @@ def on_edges(shapes: np.ndarray, class_names: Sequence[str]) -> list[str]:
             where = f"{whose}: {', '.join(odd)} on edges or single pixels alone"
             remarks.append(f"{where}; were labels saved as JPEG, or resized smoothly?")
     return remarks
+
+
+def in_table(result: dict[str, Any], frames: int) -> str:
+    """The figures of `Evaluation.result` in percent, as a table; a dash where one has no meaning."""
+    stq, vpq, pq, miou = (result[name] for name in ("stq", "vpq", "pq", "miou"))
+    windows = {f"  k = {k}": scores for k, scores in vpq.items() if k != "VPQ"}
+    classes = {f"  {name}": {"IoU": iou, **pq["per_class"][name]} for name, iou in miou["per_class"].items()}
+    blocks = [
+        ("STQ", ("STQ", "AQ", "SQ"), {"all": stq, **{f"  {name}": s for name, s in stq["per_sequence"].items()}}),
+        ("VPQ", ("all", "things", "stuff"), {"mean over k": vpq["VPQ"], **windows}),
+        ("PQ", ("PQ", "SQ", "RQ"), {name.lower(): pq[name] for name in ("All", "Things", "Stuff")}),
+        ("classes", ("IoU", "PQ", "SQ", "RQ"), {"mean": {"IoU": miou["mIoU"], **pq["All"]}, **classes}),
+    ]
+    return "\n".join([f"{frames} frames; all figures in percent", *(_block(*block) for block in blocks)])
+
+
+def _block(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    width = max(18, *(len(name) + 1 for name in rows))
+    lines = ["", title.ljust(width) + "".join(f"{column:>8}" for column in columns)]
+    for name, scores in rows.items():
+        figures = (scores[column] for column in columns)
+        lines.append(name.ljust(width) + "".join("       -" if f is None else f"{100 * f:8.2f}" for f in figures))
+    return "\n".join(lines)

@@ -9,10 +9,12 @@ from PIL import Image
 from running import call
 from small import CONFIG, FLAGS
 
+from data.io.label_files import find_labels, read_labels
 from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of, read_panoptic, write_panoptic
 from data.sets.cityscapes import Cityscapes
 from data.sets.coco_panoptic import CocoPanoptic
 from data.sets.kitti_step import KittiStep
+from data.sets.mots import Mots
 from model import Pix2SeqD, VideoPredictor
 from model import checkpoint as checkpoints
 
@@ -42,6 +44,13 @@ def warehouse(tmp_path_factory):
             write_panoptic(folder / f"000001_{n:06d}_panoptic.png", values, ids)
             Image.fromarray(np.repeat(values[..., None] * 10, 3, -1)).save(folder / f"000001_{n:06d}_leftImg8bit.png")
     return root
+
+
+def small_weights(path):
+    torch.manual_seed(0)
+    content = {"format": checkpoints.FORMAT, "config": CONFIG.to_dict(), "weights": Pix2SeqD(CONFIG).state_dict()}
+    checkpoints.save(path, content)
+    return path
 
 
 def test_label_files_are_read_as_the_listed_classes(warehouse):
@@ -85,10 +94,7 @@ def test_cityscapes_and_coco_have_them_too(tmp_path):
 
 
 def test_training_inference_and_evaluation_with_four_classes(warehouse, tmp_path, capfd):
-    torch.manual_seed(0)
-    before = Pix2SeqD(CONFIG).state_dict()
-    first = {"format": checkpoints.FORMAT, "config": CONFIG.to_dict(), "weights": before}
-    checkpoints.save(tmp_path / "first.pt", first)
+    before = checkpoints.load(small_weights(tmp_path / "first.pt"))["weights"]
     flags = ["--dataset", "kitti_step", "--data_root", warehouse, "--results_folder", tmp_path / "results"]
     flags += ["--init", tmp_path / "first.pt", "--steps", "2", "--warmup", "0", "--lr", "1e-6", "--validate_every", "2"]
     flags += ["--scale", "0.5", "--no-located"]
@@ -139,6 +145,44 @@ def test_training_inference_and_evaluation_with_four_classes(warehouse, tmp_path
     assert refused.status == 2 and "--classes" in refused.message
 
 
+def test_a_classes_json_of_the_users_is_never_lost(warehouse, tmp_path, capfd):
+    """A model with the built-in classes writes none, and takes away none but its own."""
+    weights, output = small_weights(tmp_path / "weights.pt"), tmp_path / "output"
+    output.mkdir()
+    (output / "classes.json").write_text(json.dumps(CLASSES))
+    words = ["--input_folder", warehouse / "kitti_out/video_sequence/val", "--checkpoint", weights, "--quiet"]
+    words += ["--overlay", "none", "--device", "cpu", "--steps", "1", "--first_steps", "1"]
+    refused = call(capfd, "inference", *words, "--output_folder", output)
+    assert refused.status == 2 and "has other classes than the model" in refused.message
+    assert (output / "classes.json").read_text() == json.dumps(CLASSES)
+
+
+def test_predictions_have_the_classes_of_their_own_folder_alone(warehouse, tmp_path):
+    """Beneath the data's classes.json, but of a model with the built-in ones: class 3 is not the floor."""
+    (tmp_path / "data/output").mkdir(parents=True)
+    (tmp_path / "data/classes.json").write_text(json.dumps(CLASSES))
+    write_panoptic(tmp_path / "data/output/a_1_panoptic.png", np.full(SIZE, 3, np.uint8), np.zeros(SIZE, np.int32))
+    (file,) = find_labels(tmp_path / "data/output", "val", levels=0).values()
+    assert file.space is None and read_labels(file)[0][0, 0] == 3
+    (file,) = find_labels(tmp_path / "data/output", "val").values()
+    assert file.space.names[0] == "floor" and read_labels(file)[0][0, 0] == 0
+
+
+def test_servers_and_mots_know_their_own_classes_alone(tmp_path, capfd):
+    write_panoptic(tmp_path / "out/a_1_panoptic.png", np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.int32))
+    (tmp_path / "out/classes.json").write_text(json.dumps(CLASSES))
+    words = ["--predictions", tmp_path / "out", "--no-evaluate", "--export", "kitti_step", tmp_path / "sent"]
+    refused = call(capfd, "evaluate", *words)
+    assert refused.status == 2 and "the built-in classes alone" in refused.message
+    folder = tmp_path / "mots/instances/0001"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 1001, np.uint16)).save(folder / "000001.png")
+    (tmp_path / "mots/classes.json").write_text(json.dumps(CLASSES))
+    for read in (Mots, lambda root: find_labels(root, "val")):
+        with pytest.raises(DataError, match="classes of their own"):
+            read(tmp_path / "mots")
+
+
 def test_data_sets_of_different_classes_do_not_mix(warehouse, tmp_path, capfd):
     flags = ["--dataset", "kitti_step", "streets", "--data_root", warehouse, "none", "--results_folder", tmp_path]
     refused = call(capfd, "train", *flags, "--streets_videos", "1", *FLAGS)
@@ -151,6 +195,7 @@ def test_data_sets_of_different_classes_do_not_mix(warehouse, tmp_path, capfd):
         ({"name": "shelf"}, "two classes are named"),
         ({"name": ""}, "has no name"),
         ({"ids": [7]}, "the id 7 is"),
+        ({"ids": [0]}, "the id 0 is"),
         ({"ids": []}, "the ids of"),
         ({"ids": [70_000]}, "the ids of"),
         ({"color": [0, 0, 256]}, "the color of"),
@@ -161,13 +206,14 @@ def test_data_sets_of_different_classes_do_not_mix(warehouse, tmp_path, capfd):
 )
 def test_a_wrong_class_is_named(tmp_path, change, what):
     content = json.loads(json.dumps(CLASSES))
+    content["classes"][1]["ids"] = [7, 0]
     content["classes"][3] |= change
     (tmp_path / "classes.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=what):
         label_space_of(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"classes": []}', '{"classes": [3]}', json.dumps({"classes": [{}] * 300})])
+@pytest.mark.parametrize("text", ["", "[]", '{"classes": []}', '{"classes": [3]}', json.dumps({"classes": [{}] * 255})])
 def test_a_wrong_file_is_named(tmp_path, text):
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(DataError, match=r"classes\.json"):

@@ -12,8 +12,7 @@ from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from model.network.config import ConfigError
 from training.config import TrainingConfig
-from training.run import Run
-from training.signals import Stop
+from training.run import Run, Stop
 
 
 class StepBatches:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from data.io.files import LeftOut, walk
 from data.labels import (
+    CLASSES_FILE,
     DEFAULT_SPACE,
     NUM_CLASSES,
     STUFF,
@@ -71,21 +72,27 @@ def split_of(folder: Path, labels: dict[str, LabelFile], default: str) -> str:
 
 
 def find_labels(
-    folder: Path, split: str, left_out: LeftOut | None = None, space: LabelSpace | None = None
+    folder: Path,
+    split: str,
+    left_out: LeftOut | None = None,
+    space: LabelSpace | None = None,
+    levels: int = LEVELS,
 ) -> dict[str, LabelFile]:
     """All label maps in and beneath a folder, by `LabelFile.key`; of those in folders named by splits, the split's.
 
     What could not be looked at is put into `left_out`. space: the classes; None for those of a classes.json in the
-    folder or up to three levels above it, else the default ones.
+    folder or up to `levels` above it, else the default ones.
 
     Raises DataError where there are none, none of the split, both Cityscapes' and KITTI-STEP's, or two for one frame.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
     files = list(walk(folder, left_out))
-    above = (label_space_of(place) for place in (folder.resolve(), *folder.resolve().parents[:LEVELS]))
+    above = (label_space_of(place) for place in (folder.resolve(), *folder.resolve().parents[:levels]))
     space = space or next((found for found in above if found), None)
     found = [*_coco(files, folder, split, space), *_named(files, folder)] or list(_numbered(files, folder))
+    if space and any(file.kind == "mots" for file in found):
+        raise DataError(f"{folder} holds MOTS labels, which have classes of their own: take {CLASSES_FILE} away")
     found = [replace(file, space=space) for file in found]
     if not found:
         raise DataError(

@@ -353,11 +353,18 @@ def note_run(
     """Leave word of where the frames and the weights are, and of classes that are not the default ones, for those who
     look at the output later.
 
-    Raises UsageError where masks of videos lie in the folder that this run does not make; with `restart` they go.
+    Raises UsageError where masks of videos lie in the folder that this run does not make (with `restart` they go), or a
+    classes.json that no run has written and that has other classes.
     """
-    path = folder / STATE_FOLDER / "run.json"
-    stale = {}
-    for name in set(_read_json(path).get("sequences", [])) - set(names):
+    path, classes_path = folder / STATE_FOLDER / "run.json", folder / CLASSES_FILE
+    before, stale = _read_json(path), {}
+    classes = ""
+    if space != DEFAULT_SPACE:
+        own = tuple(dataclasses.replace(c, ids=(i,)) for i, c in enumerate(space.classes))  # what the PNGs hold
+        classes = json.dumps(LabelSpace(own).to_dict(), indent=1) + "\n"
+    if classes_path.exists() and not before.get("classes") and classes_path.read_text() != classes:
+        raise cli.UsageError(f"{classes_path} has other classes than the model: name another --output_folder")
+    for name in set(before.get("sequences", [])) - set(names):
         part = tracks_part(folder, name)
         files = _files_of(part.read_text().splitlines()) if part.exists() else []
         if there := [file for file in files if (folder / file).exists()]:
@@ -374,14 +381,12 @@ def note_run(
         remove_overlays(folder, name.strip(".") or "video")
         tracks_part(folder, name).unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(
-        path, json.dumps({"input_folder": inputs, "checkpoint": str(checkpoint), "sequences": names}).encode() + b"\n"
-    )
-    if space == DEFAULT_SPACE:
-        (folder / CLASSES_FILE).unlink(missing_ok=True)
+    run = {"input_folder": inputs, "checkpoint": str(checkpoint), "sequences": names, "classes": bool(classes)}
+    _write_whole(path, json.dumps(run).encode() + b"\n")
+    if classes:
+        _write_whole(classes_path, classes.encode())
     else:
-        own = tuple(dataclasses.replace(c, ids=(i,)) for i, c in enumerate(space.classes))  # what the PNGs hold
-        (folder / CLASSES_FILE).write_text(json.dumps(LabelSpace(own).to_dict(), indent=1) + "\n")
+        classes_path.unlink(missing_ok=True)  # of an earlier run
 
 
 def merge_tracks(folder: Path, names: list[str]) -> None:

@@ -14,23 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from data.io.files import walk
-from data.labels import CAR, PERSON, VOID, DataError, open_image
+from data.labels import CAR, CLASSES_FILE, PERSON, VOID, DataError, open_image
 from data.sets.frames import FileSource, FrameRef, frame_name, ordered
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "MOTS"
 CLASSES = {1: CAR, 2: PERSON}
 IGNORE = 10
-VALIDATION = {
-    2,
-    6,
-    7,
-    8,
-    10,
-    13,
-    14,
-    16,
-    18,
-}  # sequences of KITTI's split val, where no folder is named by a split
+VALIDATION = {2, 6, 7, 8, 10, 13, 14, 16, 18}  # sequences of KITTI's split val, where no folder is named by a split
 
 
 class Mots(FileSource):
@@ -44,6 +34,8 @@ class Mots(FileSource):
         self.root, self.split = DEFAULT_ROOT if root is None else Path(root), split
         if not self.root.is_dir():
             raise DataError(f"the folder {self.root} is missing: MOTS is <root>/instances and its images")
+        if (self.root / CLASSES_FILE).exists():
+            raise DataError(f"{self.root} holds MOTS labels, which have classes of their own: take {CLASSES_FILE} away")
         images, labels = {}, {}
         for path in walk(self.root):
             parts = path.relative_to(self.root).parts[:-1]
