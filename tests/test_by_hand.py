@@ -339,7 +339,7 @@ def test_one_weight_of_each_kind_moves_as_worked_out():
         g = pull.flatten(1)
         buffer = 0.95 * buffer + 0.05 * g
         size = 0.2 * math.sqrt(max(g.shape))
-        matrix = matrix * (1 - 0.01 * 0.5) - 0.01 * size * orthogonal(0.95 * buffer + 0.05 * g)
+        matrix = matrix * (1 - 0.01 * 0.5) - 0.01 * size * orthogonal((0.95 * buffer + 0.05 * g)[None])[0]
     assert torch.allclose(hidden.flatten(1), matrix, atol=1e-5)
 
 
@@ -373,12 +373,13 @@ def test_a_frozen_backbone_stays_and_without_decay_the_average_is_the_weights(fr
     assert torch.allclose(averaged["denoiser.conv_out.weight"], model.denoiser.conv_out.weight, atol=1e-7)
 
 
-def test_the_orthogonal_matrix_has_singular_values_near_one():
-    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    ours = orthogonal(matrix)
-    assert ((torch.linalg.svdvals(ours.float()) - 1).abs() < 0.4).all()
-    assert torch.nn.functional.cosine_similarity(ours.float().flatten(), (u @ v).flatten(), dim=0) > 0.97
+def test_orthogonal_matrices_have_singular_values_near_one():
+    matrices = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0))
+    for chosen in (matrices, matrices.mT):
+        for matrix, ours in zip(chosen, orthogonal(chosen).float(), strict=True):
+            u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+            assert ((torch.linalg.svdvals(ours) - 1).abs() < 0.4).all()
+            assert torch.nn.functional.cosine_similarity(ours.flatten(), (u @ v).flatten(), dim=0) > 0.97
 
 
 def test_the_learning_rate_rises_and_falls_in_lines():

@@ -108,6 +108,7 @@ def _loader(samples: Dataset, batches: StepBatches, workers: int, device: torch.
 
 def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
+    os.nice(5)  # the process that feeds the GPU comes first
     outlive_signals()
 
 

@@ -64,27 +64,36 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            momentum = group["momentum"]
-            for p in (p for p in group["params"] if p.grad is not None):
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - momentum)
-                update = _matrix(buffer.lerp(p.grad, 1 - momentum))  # Nesterov; laid out as the parameter is
-                size = 0.2 * max(update.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                _matrix(p).add_(orthogonal(update), alpha=-group["lr"] * size)
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers, grads = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(buffers, grads, 1 - group["momentum"])  # Nesterov; laid out as the parameters
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            # On a GPU those of one shape side by side: its time goes with the number of kernels, not with their work
+            shapes: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+            for n, (p, update) in enumerate(zip(params, updates, strict=True)):
+                matrix = _matrix(p)
+                shapes.setdefault(matrix.shape if p.is_cuda else n, []).append((matrix, _matrix(update)))
+            for pairs in shapes.values():
+                matrices, directions = zip(*pairs, strict=True)
+                size = 0.2 * max(matrices[0].shape) ** 0.5
+                torch._foreach_add_(matrices, orthogonal(torch.stack(directions)).unbind(), alpha=-group["lr"] * size)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values of about 1, by five steps of a quintic Newton-Schulz iteration, in
-    bfloat16 where the device is fast in it, else in float32."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Of each matrix (N, rows, columns) the nearest one with singular values of about 1, by five steps of a quintic
+    Newton-Schulz iteration, in bfloat16 where the device is fast in it, else in float32."""
     a, b, c = 3.4445, -4.775, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).to(precision("auto", matrix.device) or torch.float32)
-    x = x / x.norm().clamp_min(1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(precision("auto", matrices.device) or torch.float32)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(5):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class MuonAdamW(torch.optim.Optimizer):

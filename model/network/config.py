@@ -57,6 +57,7 @@ class ModelConfig:
     # denoiser
     dim: Annotated[int, "channels at mask size"] = 128
     patch: Annotated[int, "side in mask pixels of one position of the denoiser"] = 1
+    pixel_dim: Annotated[int, "channels of a mask pixel before its answer, where patch > 1"] = 32
     detail: Annotated[bool, "image features at mask size reach the answer, where patch > 1"] = False
     located: Annotated[bool, "positions and mask pixels know where they are in the picture"] = False
     multipliers: Annotated[tuple[int, ...], "channels of each level, in units of dim"] = (1, 1, 2, 2)
@@ -89,7 +90,8 @@ class ModelConfig:
             raise ConfigError("detail is for a patch above 1: there give --no-detail")
         if not 0 < self.scale < math.inf:
             raise ConfigError(f"scale {self.scale} must be above 0")
-        for name in ("encoder_dim", "map_channels", "dim", "transformer_dim", "encoder_heads", "transformer_heads"):
+        widths = ("encoder_dim", "map_channels", "dim", "pixel_dim", "transformer_dim")
+        for name in (*widths, "encoder_heads", "transformer_heads"):
             if not 1 <= getattr(self, name) <= 8192:
                 raise ConfigError(f"{name} must be 1 to 8192, not {getattr(self, name)}")
         for name in ("encoder_depth", "denoiser_depth"):
@@ -184,8 +186,8 @@ def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
 # For a CPU: the mask at three quarters of the image, in patches.
 TINY = ModelConfig(
     image_size=(256, 512), mask_size=(192, 384), code_bits=(5, 6), scale=0.125, backbone="cspnet",
-    encoder_dim=192, encoder_depth=1, encoder_heads=4, map_channels=64,
-    patch=6, detail=True, located=True, dim=64, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192,
+    encoder_dim=192, encoder_depth=3, encoder_heads=4, map_channels=64,
+    patch=6, pixel_dim=48, detail=True, located=True, dim=80, multipliers=(1, 2), denoiser_depth=2, transformer_dim=192,
     transformer_heads=4,
 )  # fmt: skip
 # For one GPU of 24 GB: the mask at half of the image's sides, in patches.

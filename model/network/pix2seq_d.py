@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.network.config import ModelConfig
 from model.network.encoder import Features, ImageEncoder
 from model.network.published import PublishedEncoder, PublishedUNet, initialize
-from model.network.unet import PIXEL_DIM, Condition, Grid, Modulation, TransUNet
+from model.network.unet import Condition, Grid, Modulation, TransUNet
 
 
 class Pix2SeqD(nn.Module):
@@ -19,7 +19,7 @@ class Pix2SeqD(nn.Module):
         self.config = c = config
         self.encoder = (PublishedEncoder if c.published else ImageEncoder)(
             c.backbone, c.backbone_norm, c.encoder_dim, c.encoder_depth, c.encoder_heads, c.map_channels,
-            c.map_stride, PIXEL_DIM if c.detail else 0, c.dropout,
+            c.map_stride, c.pixel_dim if c.detail else 0, c.dropout,
         )  # fmt: skip
         self.denoiser = (PublishedUNet if c.published else TransUNet)(
             bits=c.bits,
@@ -33,6 +33,7 @@ class Pix2SeqD(nn.Module):
             transformer_dim=c.transformer_dim,
             heads=c.transformer_heads,
             patch=c.patch,
+            pixel_dim=c.pixel_dim,
             located=c.located,
         )
         if c.published:

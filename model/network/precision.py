@@ -32,7 +32,7 @@ def fast_kernels(deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:

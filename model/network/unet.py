@@ -36,7 +36,7 @@ from model.network.layers import (
 class Condition(NamedTuple):
     """What one frame's denoising steps share: `first` (B, C, h, w), the conditions' part of the first convolution,
     for each transformer layer the keys and values (B, heads, N, d) of cross-attention, and the image's `detail` at mask
-    size (B, PIXEL_DIM, h, w)."""
+    size (B, pixel_dim, h, w)."""
 
     first: Tensor
     cross: list[tuple[Tensor, Tensor]]
@@ -60,7 +60,6 @@ class Modulation(NamedTuple):
         return Modulation([m[step : step + 1] for m in self.blocks], self.token[step : step + 1])
 
 
-PIXEL_DIM = 32  # channels of a pixel of a patch, before the answer
 Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this row and this column on
 
 
@@ -80,11 +79,13 @@ class TransUNet(nn.Module):
         transformer_dim: int,
         heads: int,
         patch: int = 1,
+        pixel_dim: int = 32,
         located: bool = False,
     ):
         """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
-        features; patch: side of the square of mask pixels that one position of the network stands for; located: whether
-        positions and mask pixels know where they are in the picture."""
+        features; patch: side of the square of mask pixels that one position of the network stands for; pixel_dim:
+        channels of each of these before its answer; located: whether positions and mask pixels know where they are in
+        the picture."""
         super().__init__()
         time_dim = 4 * dim
         widths = [dim * m for m in multipliers]
@@ -99,7 +100,7 @@ class TransUNet(nn.Module):
         if located:
             self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
             if patch > 1:
-                self.pixel_place = nn.Conv2d(COORDINATES, PIXEL_DIM, 1, bias=False)
+                self.pixel_place = nn.Conv2d(COORDINATES, pixel_dim, 1, bias=False)
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -122,8 +123,8 @@ class TransUNet(nn.Module):
             channels = width
         self.norm_out = group_norm(dim)
         if patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
-            self.conv_patch = nn.Conv2d(dim, PIXEL_DIM * patch**2, 1)
-            self.conv_out = nn.Conv2d(PIXEL_DIM, out_channels, 1)
+            self.conv_patch = nn.Conv2d(dim, pixel_dim * patch**2, 1)
+            self.conv_out = nn.Conv2d(pixel_dim, out_channels, 1)
         else:
             self.conv_out = zero_init(conv3x3(dim, out_channels))
 
