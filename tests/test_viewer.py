@@ -1,13 +1,16 @@
 """The viewer's page without a browser: label maps come back exactly, errors are counted, files are whole or absent."""
 
 import base64
+import io
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from running import Result
+from viewing import standing, street
 
 import cli
 from data.draw.figures import error_map, match_tracks
@@ -16,6 +19,7 @@ from data.draw.shown import Shown
 from data.draw.viewer import Page, ShownClass, inline
 from data.draw.viewer import __main__ as command
 from data.draw.viewer.coding import (
+    PictureCoder,
     _read_varints,
     areas_of,
     code_map,
@@ -32,16 +36,9 @@ from data.draw.viewer.folders import write_pages
 from data.draw.viewer.page import SCRIPTS, SOURCE
 from data.io.video import VideoWriter
 from data.labels import CAR, NUM_CLASSES, PERSON, VOID, DataError, read_image, write_image, write_panoptic
-from data.streets.source import render_video, tracked_only
 from metrics import Evaluation
 
 RNG = np.random.default_rng(0)
-
-
-def street(frames: int = 3, size: tuple[int, int] = (48, 160), seed: int = 0):
-    """Frames of the built-in world: image, semantic, track."""
-    for image, semantic, instance in render_video(seed, "test", frames, size):
-        yield image, semantic, tracked_only(semantic, instance)
 
 
 def shifted(semantic: np.ndarray, track: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,6 +270,25 @@ def test_a_page_needs_no_network(tmp_path):
     assert set(re.findall(r"https?://[\w./]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, never fetched
     assert "default-src 'none'" in text and not re.search(r"<(script|img|link)[^>]*(src|href)=\"(?!data:)", text)
     assert "&quot;default-src" not in text and "srcdoc" in inline(tmp_path / "a_view.html")
+
+
+def test_where_the_camera_stands_a_picture_holds_what_has_changed(tmp_path):
+    frames = list(standing(40))
+    coder, whole, changes, under = PictureCoder(75), [], [], None
+    for image, *_ in frames:
+        data, key = coder.code(Image.fromarray(image))
+        (whole if key else changes).append(len(data))
+        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).astype(float)
+        under = picture if key else under
+        seen = np.where(picture[..., 3:] > 0, picture, under)[..., :3]
+        assert np.abs(seen - image).mean() < 6
+        assert np.abs(seen - image).reshape(6, 16, 12, 16, 3).mean((1, 3, 4)).max() < 20  # nowhere an old block
+    assert len(whole) < 8 and np.mean(changes) < np.mean(whole) / 3
+
+
+def test_where_most_of_a_picture_changes_it_is_whole():
+    coder = PictureCoder(75)
+    assert all(coder.code(Image.fromarray(next(street(1, seed=n))[0]))[1] for n in range(4))
 
 
 def test_a_page_is_at_most_three_times_the_film(tmp_path):

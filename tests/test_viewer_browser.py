@@ -5,13 +5,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from viewing import FRAMES, Viewer, perturbed, processor_seconds
+from viewing import FRAMES, Viewer, perturbed, processor_seconds, standing
 
 from data.draw.figures import error_map, match_tracks
 from data.draw.render import class_colors, outlines, track_colors
 from data.draw.shown import Shown
 from data.draw.viewer import Page
-from data.draw.viewer import page as page_module
+from data.draw.viewer.coding import PictureCoder
 from data.labels import CAR, VOID
 from data.streets.source import render_video, tracked_only
 
@@ -90,6 +90,19 @@ def test_the_picture_is_that_of_the_frame(opened, frames):
         assert difference[0] < 6 < difference[1]
 
 
+def test_a_picture_that_holds_only_changes_is_drawn_over_its_key(browser, tmp_path):
+    frames = list(standing(24))
+    with Page(tmp_path / "standing_view.html") as page:
+        for frame in frames:
+            page.add(*frame)
+        assert len(page.keys) < 6
+    viewer = Viewer(browser, tmp_path / "standing_view.html")
+    for k in (20, 3, 23, 0, 12):
+        viewer.go(k)
+        difference = np.abs(viewer.pixels("picture")[..., :3].astype(int) - frames[k][0])
+        assert difference.mean() < 6 and difference.reshape(6, 16, 12, 16, 3).mean((1, 3, 4)).max() < 20
+
+
 def test_outlines_are_those_of_the_overlay(opened, frames):
     viewer = opened("plain")
     viewer.run("setOpacity(0); go(4)")
@@ -147,8 +160,8 @@ def long_page(tmp_path_factory):
     world = [(i, s, tracked_only(s, t)) for i, s, t in render_video(1, "test", 16, (192, 640))]
     path = tmp_path_factory.mktemp("long") / "long_view.html"
     with pytest.MonkeyPatch.context() as patch, Page(path) as page:
-        packed = [page_module.pack_picture(Image.fromarray(image), 75) for image, *_ in world]
-        patch.setattr(page_module, "pack_picture", lambda *_: packed[len(page.numbers) % 16])  # it takes long
+        packed = [PictureCoder(75).code(Image.fromarray(image)) for image, *_ in world]
+        patch.setattr(page.pictures, "code", lambda _: packed[len(page.numbers) % 16])  # it takes long
         for k in range(500):
             page.add(*world[k % 16])
     return path

@@ -15,7 +15,25 @@ try:
 except ImportError:
     webdriver = ActionChains = Keys = None
 
+from data.streets.source import render_video, tracked_only
+
 FRAMES, SIZE = 24, (96, 320)
+
+
+def street(frames: int = 3, size: tuple[int, int] = (48, 160), seed: int = 0):
+    """Frames of the built-in world: image, semantic, track."""
+    for image, semantic, instance in render_video(seed, "test", frames, size):
+        yield image, semantic, tracked_only(semantic, instance)
+
+
+def standing(frames: int, size: tuple[int, int] = (96, 192)):
+    """Frames of a camera that stands, with the noise of a sensor: a square moves over a picture."""
+    rng = np.random.default_rng(0)
+    background, semantic, track = next(street(1, size))
+    for k in range(frames):
+        image = background.copy()
+        image[40:56, 4 * k : 4 * k + 16] = (200, 40, 30)
+        yield (image + rng.normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8), semantic, track
 
 
 class Viewer:

@@ -2,7 +2,10 @@
 
 A label map is coded as a table of its segments and the pixels that its neighbours do not predict. A pixel is predicted
 to be like its left neighbour where the two pixels above that pair are equal, and like the one above it elsewhere. Masks
-have smooth borders, so one pixel in a hundred is left. Each frame stands alone: any frame can be shown without another.
+have smooth borders, so one pixel in a hundred is left.
+
+A picture is whole, or it is transparent but for the blocks that have changed since the last whole one, its key, over
+which it is drawn: where the camera stands, a third of the bytes. Any frame can be shown with its key alone.
 
     frame  = length of the packed maps (4 bytes, little endian), the packed maps (raw deflate), the picture
     maps   = one after the other: number of segments, then (segment, area) of each; number of exceptions, bytes of the
@@ -62,11 +65,61 @@ def _inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(1, min(m, round(n * scale))) for n, m in zip(shape, size, strict=True))
 
 
-def pack_picture(picture: Image.Image, quality: int) -> bytes:
-    """WebP, which is about half as large as JPEG here; JPEG where this Pillow has no WebP."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP" if features.check("webp") else "JPEG", quality=quality)
-    return buffer.getvalue()
+class PictureCoder:
+    """The pictures of a film, all of one size, each as WebP: whole, or what has changed since the last whole one.
+
+    JPEG and always whole where this Pillow has no WebP.
+    """
+
+    BLOCK = 16  # pixels, as WebP's own blocks
+    CELL = 4  # pixels whose mean is compared, so that the noise of a sensor is no change
+    CHANGE, DRIFT = 10, 3  # of a cell's mean, and of a block's, in any colour, from which on it has changed
+    MOST = 0.6  # share of the blocks: with more of them a picture is whole
+
+    def __init__(self, quality: int):
+        self.quality = quality
+        self.key: np.ndarray | None = None  # the cells of the last whole picture
+        self.key_bytes = self.least = self.more = 0  # its size, the least change since, and what others were above that
+
+    def code(self, picture: Image.Image) -> tuple[bytes, bool]:
+        """The picture's bytes, and whether it is whole."""
+        if not features.check("webp"):
+            return self._packed(picture, "JPEG"), True
+        cells = self._cells(np.asarray(picture))
+        if self.key is not None and self.more <= self.key_bytes:
+            blocks = self._changed(cells - self.key)
+            if blocks.mean() <= self.MOST:
+                shown = blocks.repeat(self.BLOCK, 0).repeat(self.BLOCK, 1)[: picture.height, : picture.width]
+                change = picture.copy()
+                change.putalpha(Image.fromarray(shown.astype(np.uint8) * 255))
+                data = self._packed(change, "WEBP")
+                self.least = min(self.least or len(data), len(data))
+                self.more += len(data) - self.least
+                return data, False
+        data = self._packed(picture, "WEBP")
+        self.key, self.key_bytes, self.least, self.more = cells, len(data), 0, 0
+        return data, True
+
+    def _packed(self, picture: Image.Image, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, quality=self.quality)
+        return buffer.getvalue()
+
+    def _cells(self, pixels: np.ndarray) -> np.ndarray:
+        """Means of square cells, float32 (rows, columns, 3); the last ones are filled up with the border."""
+        height, width = (-n % self.CELL for n in pixels.shape[:2])
+        pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), "edge").astype(np.float32)
+        rows, columns = (n // self.CELL for n in pixels.shape[:2])
+        return pixels.reshape(rows, self.CELL, columns, self.CELL, 3).mean((1, 3))
+
+    def _changed(self, difference: np.ndarray) -> np.ndarray:
+        """Which blocks have changed, by the difference of their cells (rows, columns, 3)."""
+        side = self.BLOCK // self.CELL
+        rows, columns = (-n % side for n in difference.shape[:2])
+        padded = np.pad(difference, ((0, rows), (0, columns), (0, 0)))
+        blocks = padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side, 3)
+        drift = np.abs(blocks.mean((1, 3))).max(2) > self.DRIFT
+        return drift | (np.abs(blocks).max((1, 3, 4)) > self.CHANGE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

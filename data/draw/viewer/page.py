@@ -16,13 +16,13 @@ from data.draw.render import class_colors, track_colors
 from data.draw.viewer.coding import (
     CLASS_BITS,
     Labels,
+    PictureCoder,
     areas_of,
     code_blank,
     code_map,
     fit_labels,
     fit_picture,
     pack_frame,
-    pack_picture,
     shown_size,
 )
 from data.draw.viewer.errors import Comparison
@@ -75,7 +75,9 @@ class Page:
     ):
         if not 1 <= len(runs) <= 2:
             raise ValueError(f"a page shows one run or two, not {len(runs)}")
-        self.path, self.runs, self.fps, self.width, self.quality = Path(path), tuple(runs), fps, width, quality
+        self.path, self.runs, self.fps, self.width = Path(path), tuple(runs), fps, width
+        self.pictures = PictureCoder(quality)
+        self.keys: list[int] = []  # frames whose pictures are whole
         self.classes = shown_classes() if classes is None else tuple(classes)
         self.title = title or self.path.stem.removesuffix("_view")
         self.temporary = self.path.with_name(f".{self.path.name}.part")  # one name: a killed run's is written over
@@ -132,7 +134,10 @@ class Page:
         self.has_truth |= truth is not None
         frame = len(self.numbers)
         maps = [self._code(source, frame, labels) for source, labels in zip(self.sources, (*runs, truth), strict=True)]
-        packed = pack_frame(maps, pack_picture(fit_picture(image, self.size), self.quality))
+        picture, whole = self.pictures.code(fit_picture(image, self.size))
+        if whole:
+            self.keys.append(frame)
+        packed = pack_frame(maps, picture)
         self.file.write(b'<script type="text/plain" id="f%d">%s</script>\n' % (frame, base64.b64encode(packed)))
         self.numbers.append(frame if number is None else number)
 
@@ -194,6 +199,7 @@ class Page:
             "height": self.size[0],
             "width": self.size[1],
             "numbers": self.numbers,
+            "keys": self.keys,
             "void": VOID,
             "classes": [
                 {

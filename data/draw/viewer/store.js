@@ -102,6 +102,7 @@ class FrameStore {
   }
 
   async read(k) {
+    const key = DATA.keys.findLast((n) => n <= k);
     const bytes = bytesOf(await this.text(k));
     const end = 4 + new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
     const [raw, picture] = await Promise.all([
@@ -111,7 +112,16 @@ class FrameStore {
     const numbers = new Varints(raw);
     const maps = [];
     for (let s = 0; s <= DATA.runs.length; s++) maps.push(readMap(numbers, DATA.width, DATA.height));
-    return { k, picture, maps };
+    return { k, picture: key === k ? picture : this.over((await this.get(key)).picture, picture), maps };
+  }
+
+  // What has changed, over the whole picture that it has changed since.
+  over(key, change) {
+    const canvas = new OffscreenCanvas(DATA.width, DATA.height);
+    const context = canvas.getContext("2d");
+    for (const picture of [key, change]) context.drawImage(picture, 0, 0);
+    change.close();
+    return canvas.transferToImageBitmap();
   }
 
   // The page can be used while the browser still reads it: wait for a frame that has not come yet.
