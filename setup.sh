@@ -90,7 +90,7 @@ cityscapes() {
 case "${1:-}" in
     "") environment ;;
     demo) environment; demo ;;
-    test) environment; shift; exec .venv/bin/python -m pytest "$@" ;;
+    test) environment; shift; exec .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile "$@" ;;
     cityscapes) environment; cityscapes ;;
     *) die "unknown command $1; one of: demo, test, cityscapes, or none" ;;
 esac

@@ -1,6 +1,10 @@
 """Fixtures that several files of tests share."""
 
+import os
 import threading
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of them: a thread each, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from serving import Server

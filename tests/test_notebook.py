@@ -79,7 +79,6 @@ def test_it_is_committed_without_outputs(committed):
     assert cells and not any(cell.outputs or cell.execution_count for cell in cells)
 
 
-def test_it_is_thin(committed):
+def test_it_defines_nothing(committed):
     sources = [cell.source for cell in committed.cells if cell.cell_type == "code"]
-    assert sum(len(source.splitlines()) for source in sources) < 120
     assert not any(re.search(r"^(def|class) ", source, re.MULTILINE) for source in sources)

@@ -66,10 +66,8 @@ def test_the_help_shows_each_flag_with_one_default(capfd, script):
 
 
 @pytest.mark.parametrize("script", ["train", "pretrain", "inference", "evaluate"])
-def test_the_help_fits_on_one_screen_and_the_whole_of_it_is_a_word_away(capfd, monkeypatch, script):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_whole_help_is_a_word_away(capfd, script):
     text = call(capfd, script, "-h").out
-    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 100
     everything = call(capfd, script, "-h", "all").out
     flags, all_flags = (set(re.findall(r"^  (--\S+)", t, flags=re.MULTILINE)) for t in (text, everything))
     assert flags < all_flags if script != "evaluate" else flags <= all_flags
