@@ -53,15 +53,18 @@ OPTIONS = {
     ],
 }
 
-# Where a preset differs from the defaults of training/config.py, model/diffusion/loss.py, data/clips/history.py and
-# data/clips/transforms.py. tiny: what measured best (benchmarks/quality.md). small: the same, with a ResNet's share of
-# the learning rate; not yet measured on a GPU. base: the released code's training on KITTI-STEP (docs/departures.md).
+# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
+# data/clips/history.py and data/clips/transforms.py. tiny: what measured best (benchmarks/quality.md). small: the same,
+# with a ResNet's share of the learning rate; not yet trained. base: the released code's training on KITTI-STEP
+# (docs/departures.md).
 RECIPE = {
     # field                 tiny         small        base
-    "steps":               (4_000,       20_000,      50_000),       # optimizer steps
-    "batch_size":          (8,           16,          32),           # samples of one step
+    "image_size":          ((208, 640),  (384, 1248), (384, 1248)),  # pixels: KITTI-STEP's aspect
+    "mask_size":           ((156, 480),  (192, 624),  (192, 624)),
+    "steps":               (1_800,       20_000,      50_000),       # optimizer steps
+    "batch_size":          (16,          16,          32),           # samples of one step
     "optimizer":           ("muon",      "muon",      "adamw"),
-    "lr":                  (3e-3,        1e-3,        1e-5),
+    "lr":                  (2e-3,        1e-3,        1e-5),
     "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
     "warmup":              (50,          500,         0),            # steps
     "final_lr":            (0.1,         0.1,         1.0),          # share of lr
