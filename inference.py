@@ -77,7 +77,7 @@ OPTIONS = {
         cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
         cli.Option("batch_videos", 1, "videos predicted side by side", rare=True),
         cli.Option("compile", False, "compile the network, on a GPU; not yet run on one", rare=True),
-        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU; not yet run on one", rare=True),
+        cli.Option("cuda_graphs", False, "the sampling loop as CUDA graphs, on a GPU", rare=True),
         cli.Option("quiet", False, "no progress bar", rare=True),
     ],
 }  # fmt: skip

@@ -137,10 +137,11 @@ class VideoPredictor(HubMixin):
         return results, following
 
     def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
-        """Ready the model for a long run, after which it is not to be trained or saved: frozen norms
-        folded into its convolutions, which changes answers by rounding alone, and its weights in the autocast type,
-        once for all; with `compile` the network compiled, with `cuda_graphs` the sampling loop as CUDA graphs (neither
-        yet run on a GPU).
+        """Make the model ready for a long run; it can no longer be trained or saved.
+
+        Frozen norms are folded into its convolutions, which changes answers by rounding alone, and its weights are cast
+        to the autocast type once. `cuda_graphs` runs the sampling loop as CUDA graphs; `compile` compiles the network,
+        which has not been tried on a GPU yet.
 
         Raises ConfigError for these two elsewhere than on a CUDA device: on a CPU compiling does not pay
         (benchmarks/speed.md).
