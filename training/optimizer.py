@@ -21,8 +21,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer of a Pix2SeqD. Weight decay is for matrices and kernels alone.
 
-    The backbone learns by AdamW at `backbone_lr` times the learning rate: what is pre-trained wants small steps. Where
-    that is 1 it is treated as the rest. A group's `lr_share` is for `set_learning_rate`.
+    The backbone learns by AdamW at `backbone_lr` times the learning rate, because pre-trained weights need small steps.
+    If that is 1, it is treated like the rest. `set_learning_rate` reads a group's `lr_share`.
     """
     own = [*model.encoder.stem.parameters(), *model.encoder.stages.parameters()] if config.backbone_lr != 1 else []
     backbone = set(own)
@@ -52,9 +52,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): each update is made orthogonal.
 
-    A kernel is taken as the matrix of its output channels by all else. Updates are scaled to the size of AdamW's (Liu
-    et al., arXiv 2502.16982, section 2.2), so that one learning rate is for both. `torch.optim.Muon` does the same for
-    matrices alone, and always multiplies in bfloat16: on a CPU without it a step takes 20 times as long.
+    A kernel is a matrix: output channels by everything else. Updates are scaled to the size of AdamW's (Liu et al.,
+    arXiv 2502.16982, section 2.2), so that both share one learning rate. `torch.optim.Muon` takes matrices only and
+    always multiplies in bfloat16, which takes 20 times as long on a CPU that has no instructions for it.
     """
 
     def __init__(self, params: list[Any], lr: float, weight_decay: float, momentum: float = 0.95):
@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(buffers, grads, 1 - group["momentum"])  # Nesterov; laid out as the parameters
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            # On a GPU those of one shape side by side: its time goes with the number of kernels, not with their work
+            # On a GPU, matrices of one shape side by side: the number of kernels costs time, not their work
             shapes: dict[Any, list[tuple[Tensor, Tensor]]] = {}
             for n, (p, update) in enumerate(zip(params, updates, strict=True)):
                 matrix = _matrix(p)

@@ -1,4 +1,4 @@
-"""What --history_from asks for: the training videos, predicted once by an earlier model, as inference would."""
+"""For --history_from: predict the training videos once with an earlier model, as inference would."""
 
 from pathlib import Path
 
@@ -27,12 +27,11 @@ def predicted_history(
     quiet: bool,
     frames: int = FRAMES,
 ) -> OwnHistory:
-    """A checkpoint's predictions of the first videos of a data set, in a folder of their own: whole videos, until there
-    are `frames` frames.
+    """A checkpoint's predictions of the first videos of a data set, in their own folder: whole videos, until there are
+    `frames` frames.
 
-    The processes share the videos; those that are there already are not predicted again, so that a run that goes on
-    sees the same history. A video ends at a gap in its numbers, or at a frame that cannot be read. Raises
-    CheckpointError and DataError.
+    The processes share the videos. Existing predictions are kept, so that a resumed run sees the same history. A video
+    ends at a gap in its frame numbers, or at a frame that cannot be read. Raises CheckpointError and DataError.
     """
     if not checkpoint.is_file():
         raise CheckpointError(f"--history_from {checkpoint}: there is no such file")

@@ -31,7 +31,7 @@ FREE_FIELDS = ("image_size", "mask_size", "classes", "things", "tracked", "dropo
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The processes of a run, on the device and in the precision of the command line."""
+    """Set up the processes of a run, with the device and the precision of the command line."""
     cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
     dtype = precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[dtype]
@@ -162,8 +162,8 @@ MARGIN = 0.15  # of the free memory: fragments, and kernels that want room of th
 
 
 def loader_workers(config: TrainingConfig, accelerator: Accelerator) -> int:
-    """Loader processes of this training process: its share of the cores of a GPU's machine, 16 at most; 2 on a CPU,
-    whose cores compute."""
+    """How many loader processes this training process has: with a GPU its share of the cores, 16 at most; on a CPU 2,
+    because the cores compute."""
     if config.num_workers != "auto":
         return config.num_workers
     if accelerator.device.type == "cpu":
@@ -181,11 +181,11 @@ def slices(
     peak: Callable[[Callable[[], None]], int] | None = None,
     free: int | None = None,
 ) -> int:
-    """In how many slices each process works through its share of a step: as --accumulate says, or with auto as many as
-    the free memory asks for.
+    """Into how many slices each process splits its share of a step: as --accumulate says, or with auto as the free
+    memory allows.
 
-    A run that goes on keeps its slices, so that it computes the same, where the processes are as many. On a CPU it is
-    one. Else the memory of one sample is measured: what two need more than one, forward and backward. model: on its
+    A resumed run with the same number of processes keeps its slices, so that it computes the same. On a CPU it is one.
+    Otherwise the memory of a sample is measured: what two samples need beyond one, forward and backward. model: on its
     device, as it is. peak(call) -> bytes that a call takes at most, and free, bytes: measured, but for tests.
     """
     if config.accumulate != "auto":

@@ -1,7 +1,7 @@
-"""The history of a clip as a stream would have it: past masks dropped or damaged.
+"""The history of a clip, damaged as a stream's own history is.
 
 In training the history comes from the truth, or from an earlier model (own_history.py). At inference it is the model's
-own, with errors. So past masks are dropped, shifted and coarsened in training, and lack instances.
+own, with errors. So in training past masks are dropped, shifted and coarsened, and instances are removed from them.
 """
 
 from dataclasses import dataclass

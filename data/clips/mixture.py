@@ -1,7 +1,6 @@
 """The order of training: which clip of which data set is the n-th sample, as a function of (seed, n) alone.
 
-Nothing here has a state, so that a run that is resumed, or goes on with another number of workers or processes, sees
-the same samples.
+Nothing here has a state. So a resumed run sees the same samples, with any number of workers and processes.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Copy-paste: things of one frame set into another (Ghiasi et al., arXiv 2012.07177).
 
-A crowded street has rows of things that hide one another; of 2,000 frames a model has soon seen each. Pasted things
-stay at their height in the picture, where their size is right, and are hidden by what stands nearer.
+In crowded streets things hide one another, and a model has soon seen each of 2,000 frames. Pasted things keep their
+height in the picture, where their size is right. What stands nearer hides them.
 """
 
 import numpy as np

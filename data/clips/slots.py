@@ -21,13 +21,13 @@ def assign_slots(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
 
-    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement, or 1.. in the
-    order of class and id where the generator is None. With the order "position" only instances that the history shows
-    draw theirs; the others take free slots of their size, from left to right as they are and as near to their places
-    as that allows (see `slot_places`), so that of two that stand close it is not by chance which one has which.
-    Two orders are those of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip
-    (data/video.py), and "segments", for images, gives a slot to each class of stuff and to crowd, too, and draws from
-    1 to their number (data/cityscapes.py).
+    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement; without a
+    generator they are 1, 2, ... in the order of class and id. With the order "position" only instances in the history
+    draw a slot. The others take free slots of their size, in their order from left to right and as near to their own
+    place as possible (`slot_places`), so that chance does not decide between two that stand close. Two orders are those
+    of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip (data/video.py); "segments",
+    for images, also gives a slot to each class of stuff and to crowd, and draws from 1 to their number
+    (data/cityscapes.py).
     Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
     stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
     """
@@ -55,7 +55,7 @@ def assign_slots(
 
 
 def slot_places(slots: int) -> np.ndarray:
-    """Where the slots 1..slots-1 are at home: (slots - 1, 2) of x in 0..1 and of the size 0 narrow, 1 medium, 2 wide.
+    """The place of each slot 1..slots-1: (slots - 1, 2), x in 0..1 and the size, 0 narrow, 1 medium, 2 wide.
 
     Instances are told apart by place and size, as in SOLO (arXiv 1912.04488, section 3.1). Each size has its slots from
     left to right, about as far apart as its instances are wide: with 63 of them 40, 14 and 9.
@@ -70,9 +70,9 @@ SIZES = (1 / 24, 1 / 8)  # of the mask's width: where medium and wide begin
 
 
 def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
-    """Move instances that only the last mask shows to free slots of their size, from left to right as they are.
+    """Give instances that only the last mask shows free slots of their size, in their order from left to right.
 
-    Of a size with fewer free slots than instances the smallest ones take what is left over of other sizes.
+    If a size has too few free slots, its smallest instances take the slots that other sizes leave over.
 
     table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
     position of each of the pixels.

@@ -110,7 +110,7 @@ def draw_view(
 def draw_thing(
     semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
 ) -> np.ndarray | None:
-    """One of the things with an id, each as likely as the other: bool (H, W); None where there is none."""
+    """One thing with an id, drawn uniformly: bool (H, W); None where there is none."""
     key = np.where(is_thing[semantic], instance, 0)
     ids = np.unique(key)
     ids = ids[ids > 0]
@@ -166,7 +166,7 @@ _RGB = np.linalg.inv(_YIQ)
 def draw_color(augment: Augmentation, generator: np.random.Generator) -> np.ndarray | None:
     """Brightness, saturation and hue as one 3x3 matrix, with the contrast factor as a fourth row; None for no change.
 
-    All four are linear in RGB (hue is a rotation of the chroma plane of YIQ), so that one pass over the image does.
+    All four are linear in RGB (hue is a rotation of the chroma plane of YIQ), so one pass over the image is enough.
     """
     u = generator.uniform(-1, 1, 4)
     if not (augment.brightness or augment.contrast or augment.saturation or augment.hue):
@@ -227,8 +227,8 @@ def view_moved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (H, W) as seen after `frames` frames of the motion: two maps (height, width); void where nothing moved in.
 
-    Stands in for a past mask of a still image, as in the training of Pix2Seq-D's video model from image data sets:
-    what copies its ids from a moved mask learns to track.
+    It replaces the past mask of a still image, as in the training of Pix2Seq-D's video model on images: a model that
+    copies ids from a moved mask learns to track.
     """
     fh, fw = semantic.shape
     y, x = sample_grid((fh, fw), size, view)
@@ -264,7 +264,7 @@ def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
 def _move_objects(
     semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float, is_thing: np.ndarray
 ) -> None:
-    """Shift and scale each object by a velocity of its own, in place; what it uncovers takes the class beside it."""
+    """Shift and scale each object by its own velocity, in place. The uncovered pixels take the class beside them."""
     key = np.where(is_thing[semantic], instance.astype(np.int64) * 256 + semantic, 0)
     key[instance == 0] = 0
     objects = []

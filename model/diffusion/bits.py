@@ -1,4 +1,4 @@
-"""Ids <-> analog bits: the representation that the diffusion works in (pure functions).
+"""Ids <-> analog bits: the representation that is diffused (pure functions).
 
 Bit Diffusion (Chen et al., arXiv 2208.04202, section 2.1) writes an integer as its binary digits and treats each digit
 as a real number, -b for 0 and +b for 1. Pix2Seq-D (arXiv 2210.06366, section 3.1) does so for the panoptic mask: one
@@ -34,7 +34,7 @@ def labels_to_bits(
     code_bits: Sequence[int],
     scale: float,
 ) -> Tensor:
-    """Label maps to analog bits; the bits of a code that is unknown at a pixel are 0.0 there, which no mask is.
+    """Label maps to analog bits. Where a code is unknown its bits are 0.0, a value that no known bit has.
 
     semantic, slot: integers (B, h, w); semantic_known, slot_known: bool (B, h, w).
     Returns float (B, sum of bits, h, w) in {-scale, 0, +scale}.

@@ -70,13 +70,13 @@ def training_loss(
     draws: Draws,
     step: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of clips, the history as it is to be seen.
+    """The loss of a batch of clips. Their history is taken as it is: it has been damaged before.
 
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
     (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
     (B, T + 1, h, w), the current frame last. step: of the training, by which loss_stride takes its turns.
-    Returns the loss, a scalar: the mean over samples, codes and all pixels of the weighted cross-entropy, 0 where a
-    pixel is unknown, so that a frame of which little is known counts little; and its detached parts, {"semantic",
+    Returns the loss, a scalar: the weighted cross-entropy, averaged over samples, codes and all pixels. Unknown pixels
+    count 0, so a frame of which little is known counts little. Also returns its detached parts, {"semantic",
     "instance"}.
     """
     semantic, slot = batch["semantic"], batch["instance"]

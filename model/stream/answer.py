@@ -1,4 +1,4 @@
-"""Reading the network's last output: classes, slots, which slots it hardly tells apart, and the answer at full size."""
+"""Read the network's last output: classes, slots, slots that it cannot tell apart, and the answer at full size."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,11 +19,11 @@ def to_host(maps: Sequence[Tensor]) -> np.ndarray:
 
 
 def candidates(config: ModelConfig, output: Tensor, everywhere: bool | None = None) -> list[Tensor]:
-    """[semantic; where it is a tracked class: the likeliest that is none, and the likeliest slot but 0], each
-    (B, h, w). Elsewhere the second is the first and the third is 0.
+    """Three maps (B, h, w): the likeliest class; where that is tracked, the likeliest class that is not, and the
+    likeliest slot but 0. Elsewhere the second map equals the first and the third is 0.
 
-    `max` and not `argmax`, which is 3 times slower on a CPU. A CPU looks at the pixels of tracked classes alone; a GPU
-    everywhere, as it would have to be waited for to say which they are.
+    `max` is used because `argmax` is 3 times slower on a CPU. A CPU looks only at the pixels of tracked classes. A GPU
+    looks at all pixels, because selecting some would make the host wait.
     """
     codes, slots = output.permute(0, 2, 3, 1).split(config.code_sizes, dim=-1)  # (B, h, w, codes)
     codes = codes[..., 1:]  # void is never an answer
@@ -51,7 +51,7 @@ def slot_masses(config: ModelConfig, output: Tensor, slot: Tensor, everywhere: b
     masses = torch.zeros(len(slot), config.slots, config.slots, dtype=torch.int64, device=output.device)
     for mass, likeliest, values in zip(masses, slot, logits, strict=True):
         if output.device.type != "cpu" if everywhere is None else everywhere:
-            # All pixels, some rows at a time; those without a slot fill row 0
+            # All pixels, a few rows at a time; pixels without a slot go to row 0
             for here, part in zip(likeliest.split(ROWS), values.split(ROWS), strict=True):
                 share = part.flatten(0, 1)[:, 1:].float().softmax(dim=-1)
                 mass[:, 1:].index_add_(0, here.flatten(), (share * FIXED).round().long())
@@ -71,7 +71,7 @@ def full_size(
     slot: np.ndarray,
     size: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The answer at the frame's size, decided there: scores are interpolated, not labels, so that outlines are smooth.
+    """The answer at the frame's size. Scores are interpolated there, not labels, so that outlines are smooth.
 
     output: of one video (codes, h, w); raw_slot: the likeliest slot of each pixel; semantic, slot: the final answer at
     mask size, codes and slots uint8 (h, w). Returns them as (H, W).
@@ -88,8 +88,8 @@ def full_size(
     member = torch.from_numpy((table[1:, None] == finals[segments]).astype(np.float32)).to(output.device)
 
     def score(pixels: Tensor) -> Tensor:
-        """How likely each label is for mask pixels (n,): (n, labels). The probability of a class; of a segment that of
-        the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
+        """How likely each label is for mask pixels (n,): (n, labels). For a class it is its probability. For a segment
+        it is that of the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
         rows = output.permute(1, 2, 0).flatten(0, 1)[pixels].float()
         classes = rows[:, 1 : config.code_sizes[0]].softmax(dim=-1)
         scores = classes[:, codes - 1]
@@ -106,9 +106,9 @@ def full_size(
 def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int]) -> Tensor:
     """The label of each pixel at a larger or smaller size: (H, W), of the labels' type.
 
-    labels: integers (h, w); score(pixels) -> (n, labels), of the mask's pixels (n,), counted row by row. Where the four
-    mask pixels around a new one agree theirs is its label. Elsewhere it is the one of theirs whose score, interpolated
-    bilinearly, is the highest.
+    labels: integers (h, w); score(pixels) -> (n, labels), for mask pixels (n,) counted row by row. Where the four mask
+    pixels around a new one agree, it takes their label. Elsewhere it takes the one of their labels whose bilinearly
+    interpolated score is highest.
     """
     (h, w), device = labels.shape, labels.device
     places = []
@@ -145,7 +145,7 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
 
 
 def through_mask(semantic: np.ndarray, track: np.ndarray, mask_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The truth as a model with perfect answers would give it: brought to the mask's size and back to its own.
+    """The truth as a perfect model would predict it: resized to the mask's size and back.
 
     semantic, track: class indices and ids (H, W), returned in their types and size. What is lost is what the mask is
     too coarse to show.

@@ -1,8 +1,8 @@
 """One step of the stream: the next frame of each video, from its state.
 
-Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised under its image and the masks that
-were predicted before it. The stream is explicit: `stream_step` takes a state for each video and returns the next ones,
-so that several videos can be batched and a half-done one can be resumed.
+Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised, conditioned on its image and on the
+masks predicted before it. The state is explicit: `stream_step` takes the state of each video and returns the next one.
+So several videos can be batched, and a half-done video can be resumed.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,12 +67,12 @@ def stream_step(
     sampling: Callable[..., Tensor] = sample,
     callback: Callable[[float, Tensor, Tensor, bool], None] | None = None,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
-    """Predict the next frame of B videos, all at their first frame (no history) or all past it.
+    """Predict the next frame of B videos. All are at their first frame (no history), or all are past it.
 
     images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; mask_size: None for the configuration's;
-    frame_sizes: (height, width) of each answer, None for the mask's; sampling: `sample`, or what does the same;
-    callback(now, noisy bits, output, fresh): called after each denoising step of each look. Returns a (semantic
-    trainIds uint8, track ids int32) pair for each video, and the next states; the given ones stay.
+    frame_sizes: (height, width) of each answer, None for the mask's; sampling: `sample` or a replacement;
+    callback(now, noisy bits, output, fresh): called after each denoising step of each look. Returns for each video a
+    pair (semantic trainIds uint8, track ids int32), and the next states. The given states are not changed.
     """
     c, device = model.config, images.device
     mask_size = tuple(mask_size or c.mask_size)
@@ -86,7 +86,7 @@ def stream_step(
     history = None if first else history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale)
 
     def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
-        """The answers under each (history, key), side by side, from noise of (seed, video, frame, key)."""
+        """One answer for each (history, key), computed side by side; noise is seeded by (seed, video, frame, key)."""
         generators = [seeded(device, config.seed, s.video, s.frame, *key) for _, key in looks for s in states]
 
         def noise() -> Tensor:
@@ -103,7 +103,7 @@ def stream_step(
 
         return (sample(*given, record) if callback else sampling(*given)).chunk(len(looks))
 
-    # With the history; and anew, without, as what was merged or missed in the history would be copied for ever
+    # Once with the history, and once without it: otherwise an error of the history would be copied for ever
     steps = config.first_steps if first else config.steps - config.fresh_steps
     followed, anew, told = (history, ()), (None, (1,)), None
     if first or not config.fresh_steps:
@@ -128,7 +128,7 @@ def _tracked(
     frame_sizes: Sequence[tuple[int, int]],
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
     """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
-    the answer with history, where `output` is one without."""
+    the answer with history, where `output` was made without."""
     maps = candidates(c, output)
     masses = slot_masses(c, output, maps[2]) if config.merge else None
     answers = to_host(maps)
@@ -152,9 +152,9 @@ def _tracked(
 
 
 def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
-    """semantic, slot, where each is known (B, T, h, w), of the offsets that the model looks back to.
+    """The past masks that the model sees: semantic, slot, and where each is known, (B, T, h, w).
 
-    As in training the slot is unknown in things without a track: of other classes, or a crowd.
+    As in training, the slot is unknown in things without a track: other classes, or a crowd.
     """
     offsets = config.history_offsets
     shape = (len(states), len(offsets), *mask_size)

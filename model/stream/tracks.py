@@ -1,9 +1,9 @@
 """Segments and tracks: from a mask of classes and slots to instances that keep their ids, frame after frame.
 
-The model copies an instance's slot from the history, so a slot says which track a segment is. It does not where a track
-was out of sight, and in an answer that was made without history: there a segment is the track whose last mask, moved on
-by its motion, it overlaps most. Track ids stay unique over a sequence of any length. NumPy on masks of the model's
-size; nothing here is learned.
+The model copies an instance's slot from the history, so the slot says which track a segment is. After a track was out
+of sight, and in an answer without history, overlap decides: the segment is the track whose last mask, moved by its motion,
+it overlaps most. Track ids stay unique over a sequence of any length. NumPy on masks of the model's size; nothing here
+is learned.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from model.stream.resize import nearest
 VOID = 255
 VOTE_DECAY = 0.8  # weight of a track's past classes against the current frame's, each frame
 LEAST = 0.05  # IoU from which on a segment may be a track
-LATER = 0.01  # of it, that each frame out of sight costs
+LATER = 0.01  # of IoU, subtracted for each frame out of sight
 STEADY = 0.5  # weight of a track's motion before, against that of the last frame
 
 
 class Track(NamedTuple):
-    """A track where it was seen last; in mask pixels and frames."""
+    """A track as it was last seen; in mask pixels and frames."""
 
     id: int
     slot: int
@@ -41,7 +41,7 @@ class Track(NamedTuple):
 
 @dataclass
 class StreamState:
-    """All that one video's next frame depends on, beside the model. Arrays of the mask's size (h, w)."""
+    """Everything that a video's next frame depends on, apart from the model. Arrays have the mask's size (h, w)."""
 
     video: int  # number of the video: seeds its noise
     frame: int = 0  # frames done so far
@@ -91,11 +91,11 @@ class StreamState:
 def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area: int = 1) -> np.ndarray:
     """For each slot, the slot it is merged into: (slots,).
 
-    mass: (slots, slots), the probabilities of each slot summed over the pixels for which a slot is the likeliest. An
-    instance between two places may be either's, and few denoising steps leave it undecided: then pixels of both are
-    mixed in it. A slot is merged into a larger one where that is at least `share` as likely as itself on its pixels;
-    the surest first. held: slots of tracks, which are not merged, and which others may be merged into whatever their
-    size, where they have `min_area` pixels of their own.
+    mass: (slots, slots), row i: the probability of each slot, summed over the pixels whose likeliest slot is i. An
+    instance between two places can have either's slot. Few denoising steps leave that undecided, so that it holds
+    pixels of both. A slot is merged into a larger one that is at least `share` as likely as itself on its pixels; the
+    surest pair comes first. held: slots of tracks. They are not merged themselves; others are merged into them whatever
+    their size, if they have `min_area` pixels of their own.
     """
     mass, table = mass.astype(np.float64), np.arange(len(mass))
     has_track = np.isin(table, list(held))
@@ -129,12 +129,12 @@ def advance(
 ) -> tuple[np.ndarray, np.ndarray, StreamState]:
     """From the raw answer (3, h, w) of `answer.candidates` to segments, tracks and the next state.
 
-    told: slots (h, w) of an answer that had the history, and so tracks in their slots: the answer's own, or those of
-    another answer to the same frame; None where there is none. A segment is the pixels of a tracked class that share a
-    slot; it gets one class, by the majority of its pixels and of its track's past, and is dropped below `min_area`
-    pixels. It goes on in the slot of the track that it is; a new track takes its own slot, or the one that has been
-    free for longest. Tracks that are lost can be found again for `max_gap` frames. Returns semantic codes and slots
-    (h, w) without segments that were dropped, and the state; the given one stays.
+    told: slots (h, w) of an answer that saw the history, so that each track is in its slot: the answer's own, or those
+    of another answer to the same frame; None where there is none. A segment is all pixels of a tracked class that share
+    a slot. It gets one class, by the majority of its pixels and of its track's past, and is dropped below `min_area`
+    pixels. It takes the slot of its track; a new track keeps its own slot, or takes the one that has been free for
+    longest. A lost track can be found again for `max_gap` frames. Returns semantic codes and slots (h, w) without the
+    dropped segments, and the next state. The given state is not changed.
     """
     semantic, other, raw = answer.copy()
     tracked_codes = np.array(model.tracked) + 1
@@ -192,11 +192,11 @@ def _associate(
     history_length: int,
     max_gap: int,
 ) -> dict[int, int]:
-    """Which segments are which tracks: slot -> row in state.tracks, each once, the best first.
+    """Which segment is which track: slot -> row in state.tracks, one to one, the best match first.
 
-    slot: (h, w), 0 outside the segments; codes: the class of each. How well the two fit is their IoU: of the segment
-    with the track's last mask moved on by its motion, where they have one class; or with what `told` has in the track's
-    slot; the better of both. Where there is `told` and max_gap is 0, slots alone decide.
+    slot: (h, w), 0 outside the segments; codes: the class of each. A match is scored by the better of two IoUs: of the
+    segment with the track's last mask, moved by its motion, if both have one class; and with the pixels that `told`
+    gives the track's slot. Where there is `told` and max_gap is 0, slots alone decide.
     """
     areas = np.bincount(slot.ravel())
     scores: dict[tuple[int, int], float] = {}
@@ -227,7 +227,7 @@ def _ious(slots: np.ndarray, areas: np.ndarray, size: int) -> Iterator[tuple[int
 
 
 def _moved(mask: np.ndarray, track: Track, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of a track's last mask bool (h, w) that stay in view, moved on to a frame by its motion."""
+    """The rows and columns of a track's last mask, bool (h, w), moved to a frame by its motion; those still in view."""
     y, x = np.nonzero(mask)
     y, x = (n + round(d * (frame - track.frame)) for n, d in ((y, track.dy), (x, track.dx)))
     inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
@@ -248,7 +248,7 @@ def placed(segments: list[int], taken: dict[int, int], state: StreamState, slots
 
 
 def _lost(state: StreamState, now: list[Track], gap: int) -> list[int]:
-    """The rows of the tracks that are not in this frame and may come back: not for too long, in a slot of their own."""
+    """The rows of tracks that are not in this frame and may come back: lost not too long ago, their slot not taken."""
     ids, slots = {t.id for t in now}, {t.slot for t in now}
     return [
         n
