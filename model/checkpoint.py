@@ -66,7 +66,7 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, its checksums compared, with nothing in it executed. Raises CheckpointError."""
+    """Read a checkpoint onto the CPU. Checksums are verified, and nothing in it is executed. Raises CheckpointError."""
     path = Path(path)
     try:
         check_sums(path)

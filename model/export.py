@@ -1,4 +1,4 @@
-"""Weights to ship or share: a training checkpoint without what training goes on from, in half precision.
+"""Write weights to ship or share: a training checkpoint without its training state, in half precision.
 
     python -m model.export results/train/model-latest.pt weights.pt
 

@@ -1,8 +1,7 @@
 """fit(): step, log, validate, save.
 
-All randomness is drawn from (seed, number of the sample), so that a run that was killed and started again by the same
-command continues to the bit, for any number of workers; and the batch of a step is the same for any number of
-processes.
+All randomness comes from (seed, number of the sample). So a killed run that is started again by the same command gives
+the same result to the bit, with any number of workers, and a step has the same batch with any number of processes.
 """
 
 import dataclasses
@@ -43,13 +42,12 @@ def fit(
 ) -> int:
     """Train a model and leave checkpoints and log.jsonl in `folder`.
 
-    samples: item n is the n-th training sample (see data/clips/mixture.py), the same for the same n always; resume: a
-    training checkpoint to go on from; validate: called with the averaged model every `validate_every` steps and at
-    the end, in every process, gives figures for the log; picture: called with it, N and the step after each
-    model-<N>.pt;
+    samples: item n is always the n-th training sample (data/clips/mixture.py); resume: a training checkpoint to
+    continue from; validate: called in every process with the averaged model, every `validate_every` steps and at the
+    end, returns figures for the log; picture: called with the averaged model, N and the step after each model-<N>.pt;
     extra: plain values that go into each checkpoint. Returns the number of steps done. Raises FloatingPointError after
-    `max_nonfinite` steps in a row without a finite loss and gradient, OSError where the last step cannot be saved. An
-    error ends the run with the last whole step saved.
+    `max_nonfinite` steps in a row without a finite loss and gradient, OSError if the last step cannot be saved. After
+    an error the last complete step is saved.
     """
     folder = Path(folder)
     if config.freeze_backbone:

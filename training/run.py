@@ -1,4 +1,4 @@
-"""A training run: what it works with, where it stands, its checkpoints, its log, and how it is asked to stop."""
+"""A training run: its state, its checkpoints, its log, and how it is stopped."""
 
 import dataclasses
 import json
@@ -123,9 +123,10 @@ def any_process(flag: bool, accelerator: Accelerator) -> bool:
 
 
 class Log:
-    """log.jsonl: a line a step. On resume the lines after the checkpoint's step go, so that there is none twice.
+    """log.jsonl: one line a step. On resume the lines after the checkpoint's step are removed, so that no step is
+    in it twice.
 
-    A line that cannot be written, as on a full disk, waits for the next one.
+    A line that cannot be written, as on a full disk, is written together with the next one.
     """
 
     def __init__(self, path: Path, step: int):
@@ -183,10 +184,10 @@ class Stop:
 
 
 def outlive_signals() -> None:
-    """For loader processes: the training process ends the run, and them with it.
+    """For loader processes: ignore the first signals, because the training process ends the run and its loaders.
 
-    A scheduler (torchrun, Slurm, a shell) signals the whole group at once; a loader that obeyed would take away the
-    batch that the last step needs. The second SIGTERM ends it, so that it can be ended at all.
+    A scheduler (torchrun, Slurm, a shell) signals the whole group at once. A loader that obeyed would take away the
+    batch that the last step needs. The second SIGTERM ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

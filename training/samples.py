@@ -1,4 +1,4 @@
-"""From the data sets that a command line names to training samples and to what validation looks at."""
+"""From the data sets of a command line to training samples and to the validation data."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from training.own_history import predicted_history
 
 
 def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
-    """The data sets of the command line; each takes the root at its place, or its default one."""
+    """The data sets of the command line, each with its root or its default root."""
     return [_open(n, args, config, split) for n in range(len(args.dataset))]
 
 
@@ -71,7 +71,8 @@ def training_stream(
 
 
 def in_words(sources: list[FrameSource]) -> str:
-    """How many frames of what, and where frame numbers jump: nobody sees in a loss that history breaks off there."""
+    """How many frames each data set has, and how many gaps in their numbers: a gap ends the history, and no loss shows
+    it."""
     parts = []
     for source in sources:
         gaps = count_gaps(source.frames) if source.is_video else 0

@@ -86,7 +86,7 @@ def _no_sync(accelerator: Accelerator, model: nn.Module, skip: bool):
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A batch of clips on the device, where its image becomes float in [0, 1]; labels stay small integers."""
+    """Move a batch of clips to the device. Its image becomes float in [0, 1] there; labels stay small integers."""
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     batch["image"] = (batch["image"].float() / 255).contiguous(memory_format=torch.channels_last)
     return batch

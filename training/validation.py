@@ -1,4 +1,4 @@
-"""Validation of a training: the real metric, and pictures, of held-out videos that are streamed as in inference."""
+"""Validation during training: metrics and pictures of held-out videos, predicted as a stream, as in inference."""
 
 import argparse
 import contextlib

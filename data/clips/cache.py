@@ -1,4 +1,4 @@
-"""Frames kept at training size, because inflating a PNG costs more than everything else of a training sample."""
+"""A cache of frames at training size, because decoding a PNG costs more than the rest of a training sample."""
 
 import hashlib
 import inspect
@@ -28,13 +28,12 @@ FILL = 0.9  # of the free disk, at most
 class Cached:
     """A FrameSource whose frames are stored at the size by area of `image_size` times `margin`, never enlarged.
 
-    Each frame is one file in `folder/<name>-<split>-<key>`, made when it is first read or up front by `fill`, through
-    a temporary file and a rename, so that any number of workers and processes can share it, and a run that goes on
-    finds what is there. The key covers root, split, sizes, and every file's name, size and time of change; a data set
-    without files is keyed by its settings and its code. Where a frame cannot be stored, as on a full disk, it is made
-    each time.
+    Each frame is one file in `folder/<name>-<split>-<key>`. It is written when it is first read, or up front by `fill`,
+    through a temporary file and a rename: any number of workers and processes can share it, and a resumed run finds it.
+    The key covers root, split, sizes, and every file's name, size and modification time; a data set without files is
+    keyed by its settings and its code. If a frame cannot be stored, as on a full disk, it is decoded each time.
 
-    The margin is the largest scale of the jitter: what is enlarged to it keeps its sharpness. Labels are resized by
+    The margin is the largest scale of the jitter, so that enlarged frames stay sharp. Labels are resized by
     nearest neighbour, so a small instance can lose its last pixel: for training, not for evaluation.
     """
 
@@ -47,8 +46,8 @@ class Cached:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def missing_bytes(self) -> int:
-        """What the frames that are not stored yet will take, about: all of them as large as the first. Raises
-        DataError where that cannot be read."""
+        """About how many bytes the missing frames will take, if all are as large as the first. Raises DataError if that
+        cannot be read."""
         missing = sum(not self._path(i).exists() for i in range(len(self.frames)))
         height, width = self._size(self.source.read_labels(0)[0].shape)
         return missing * (HEADER.size + 6 * height * width)

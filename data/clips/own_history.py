@@ -1,8 +1,8 @@
-"""Masks that a model predicted of its training videos, to be the history of training clips.
+"""Use masks that a model predicted of its training videos as the history of training clips.
 
-At inference the history is the model's own, with the errors that it makes and that it has already copied from its
-history. No damage that is made up is like them, so a model is trained on what an earlier one predicted (as DAgger,
-arXiv 1011.0686, and scheduled sampling, arXiv 1506.03099): the image and the target stay the truth's.
+At inference the history is the model's own, with its errors and those it has copied from its history. Synthetic damage
+does not look like them. So a model can be trained on what an earlier one predicted (as DAgger, arXiv 1011.0686, and
+scheduled sampling, arXiv 1506.03099); the image and the target stay the true ones.
 """
 
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ def named_by_truth(
     """Predicted tracks under the ids of the true instances that they are, int32 (T, h, w).
 
     semantic, track: the predicted history; true_semantic, true_instance: the truth of the same frames; all (T, h, w),
-    oldest first; unused: an id from which on none is taken. A track is the instance of its class with which it shares
-    most in the newest frame that shows both, and at least half of the smaller of the two there; each instance has one
-    track at most. Tracks that are none, such as the other half of a split one, get ids of their own. A track whose
-    class changes within the history is two instances there, as ids are of a class.
+    oldest first; unused: the first free id. A track is matched to the instance of its class with which it shares most
+    pixels in the newest frame that shows both, if that is at least half of the smaller one. Each instance has at most
+    one track. Unmatched tracks, such as the second half of a split one, get new ids. A track that changes its class in
+    the history becomes two instances, because ids belong to a class.
     """
     name: dict[int, int] = {}
     taken: set[int] = set()

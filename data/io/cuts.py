@@ -15,8 +15,9 @@ FLOOR, RATIO, USUAL = 0.45, 3.0, 0.22
 class Cuts:
     """Call it with each frame of a video, uint8 (H, W, 3), in order: whether a cut lies before the frame.
 
-    There is one where a frame differs from the last by more than FLOOR, and by RATIO times what was usual in the last
-    few (USUAL, of the first three). `state` is all that it remembers: plain values, for a video that is resumed.
+    There is a cut where a frame differs from the last one by more than FLOOR and by more than RATIO times the usual
+    difference of the last few frames (for the first three: USUAL). `state` is its whole memory, in plain values, for a
+    video that is resumed.
     """
 
     def __init__(self, state: dict | None = None):

@@ -1,5 +1,4 @@
-"""Files of a folder as people have them: through links, without what the system keeps there, and with a word on what
-is not taken."""
+"""List the files of a folder: follow links, skip system files, and report what is left out."""
 
 import contextlib
 import os
@@ -11,7 +10,7 @@ LeftOut = dict[str, list[Path]]  # reason -> files and folders
 
 
 def is_hidden(name: str) -> bool:
-    """Names that are never data: hidden ones, AppleDouble's `._name`, and folders that systems make."""
+    """Whether a name is never data: hidden files, AppleDouble's `._name`, and folders made by the system."""
     return name.startswith(".") or name in SYSTEM
 
 

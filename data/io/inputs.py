@@ -1,7 +1,7 @@
-"""What inference reads, as sequences of frames: images, folders of images, video files, animated images, streams.
+"""The input of inference as sequences of frames: images, folders of images, video files, animated images, streams.
 
-Images named `<sequence>_<frame>_leftImg8bit.png` are grouped by sequence, other images of a folder as `names` says.
-A gap in the numbers, a step of more than twice the usual one, is one that no history crosses.
+Images named `<sequence>_<frame>_leftImg8bit.png` are grouped by sequence, other images of a folder as in names.py.
+A gap, which is a step in the frame numbers of more than twice the usual one, ends the history.
 """
 
 import contextlib

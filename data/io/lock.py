@@ -1,8 +1,8 @@
 """A folder that one run writes at a time.
 
-The lock is the kernel's (POSIX, by fcntl): it goes with the process that holds it, however that ends, so that a run
-that was killed never stands in the way of the one that goes on. Loader processes, which may outlive a kill by seconds,
-do not inherit it. It holds between machines where their shared file system knows such locks.
+The lock is the kernel's (POSIX, by fcntl). It ends with its process, so a killed run never blocks the next one. Loader
+processes, which may outlive a kill by seconds, do not inherit it. It works between machines if their shared file system
+supports such locks.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors come from file systems
 
 @contextlib.contextmanager
 def sole_writer(folder: Path, flag: str, processes: Any) -> Iterator[None]:
-    """Hold a folder against other runs. The main process of a run does it for all of them.
+    """Lock a folder against other runs. The main process of a run does it for all its processes.
 
     flag: the one that names the folder, for the message; processes: an Accelerator or PartialState. Raises UsageError
     where another run holds it, or where the folder cannot be written to; the other processes exit with status 2.

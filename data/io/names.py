@@ -1,8 +1,8 @@
 """Names of frames: their order, and which of them are one video.
 
-What is constant in the names of a folder names a video, and what varies numbers its frames. Text tells videos apart
-where several names share it (`a_0001 a_0002 b_0001 b_0002`); of numbers, one that counts while a later one starts
-again (`0005_0027 0010_0025`), unless the two are a time of day or a time stamp.
+The constant part of the names in a folder names a video, the varying part numbers its frames. Text separates videos if
+several names share it (`a_0001 a_0002 b_0001 b_0002`). A number separates videos if it counts up while a later number
+starts again (`0005_0027 0010_0025`), unless the two are a time of day or a time stamp.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Overlays: what inference draws beside the masks while it goes, one writer for each kind that `--overlay` names.
+"""Overlays: films and pages that inference writes beside the masks, one writer for each kind of `--overlay`.
 
 A writer is a class with `write(frame, image, semantic, track)` for each frame in order, then `finish`, which returns a
 remark or "", or `discard`. It works in a thread of its own. A new kind is a line in WRITERS.

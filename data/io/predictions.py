@@ -1,7 +1,7 @@
-"""What inference writes: panoptic PNGs, a line a frame in tracks.jsonl, overlays, and a small state to go on from.
+"""The output of inference: panoptic PNGs, one line a frame in tracks.jsonl, overlays, and a small state to resume from.
 
-Each prediction is complete or absent. The state of a half-done video lies in `<output>/.inference/`; it names the run
-(checkpoint by hash, and flags) and the content of the frames so far, and is used only where none of these has changed.
+Each prediction is complete or absent. The state of a half-done video lies in `<output>/.inference/`. It records the run
+(hash of the checkpoint, and flags) and the content of the frames so far, and is used only if none of these has changed.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
 
 
 def check_files(sequences: list[Sequence]) -> dict[Path, str]:
-    """The files that are bad, and why, without decoding sound images: no image, too large, cut off at the end, or a
-    video without a first frame."""
+    """Bad files and what is wrong with them: no image, too large, truncated, or a video without a first frame. Good
+    images are not decoded."""
     faults = {}
     for sequence in sequences:
         if sequence.frames is not None:
@@ -63,7 +63,7 @@ def check_files(sequences: list[Sequence]) -> dict[Path, str]:
 def prefetched(
     sequence: Sequence, skip: int = 0, ahead: int = 4
 ) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-    """The frames of a sequence but the first `skip`, read by a thread a few ahead of the computing."""
+    """The frames of a sequence without the first `skip`; a thread reads a few frames ahead."""
     items: queue.Queue = queue.Queue(ahead)
     gone = threading.Event()
 
@@ -98,8 +98,8 @@ def prefetched(
 class SequenceOutput:
     """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always.
 
-    A state knows the content of the frames before it, so that a video goes on from the last state before what has
-    changed: one is kept every KEPT_EVERY frames, beside the newest.
+    A state knows the content of the frames before it. So a video continues from the last state before the first changed
+    frame. A state is kept every KEPT_EVERY frames, and the newest one.
     """
 
     def __init__(
