@@ -82,7 +82,7 @@ def test_every_field_of_every_configuration_is_a_flag(capfd):
 
 
 def test_the_help_shows_the_defaults_of_the_preset(capfd):
-    for preset, size in (("tiny", "256 512"), ("small", "384 1248")):
+    for preset, size in (("tiny", "208 640"), ("small", "384 1248")):
         text = call(capfd, "train", "--preset", preset, "-h").out
         assert f"(default: {size})" in text[text.index("--image_size N ... ") :][:200]
 
