@@ -20,7 +20,7 @@ from data.io.pixels import to_rgb
 VOID = 255
 MAX_CLASSES = 254
 MAX_ID = 65_535  # ids are stored as G * 256 + B
-# Cityscapes frames have 2 million pixels; a header that claims more than this many is no frame but a bomb.
+# Cityscapes frames have 2 million pixels. A header that claims more than this is a decompression bomb.
 MAX_PIXELS = 64_000_000
 
 
@@ -31,7 +31,7 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class SemanticClass:
     name: str
-    ids: tuple[int, ...]  # values in the label files that are this class; of the default space Cityscapes' labelIds
+    ids: tuple[int, ...]  # values of this class in the label files; in the default space: Cityscapes' labelIds
     color: tuple[int, int, int]
     is_thing: bool = False
     has_tracks: bool = False
@@ -39,7 +39,7 @@ class SemanticClass:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set and of the models trained on it; a class is known by its position, 0..253."""
+    """The classes of a data set and of the models trained on it; a class is identified by its position, 0..253."""
 
     classes: tuple[SemanticClass, ...]
 
@@ -76,7 +76,7 @@ class LabelSpace:
         return palette
 
     def to_dict(self) -> dict[str, Any]:
-        """As classes.json holds it."""
+        """The content of classes.json."""
         return {
             "classes": [
                 {"name": c.name, "ids": list(c.ids), "thing": c.is_thing, "track": c.has_tracks, "color": list(c.color)}
@@ -181,12 +181,12 @@ def decode_panoptic(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open and fully decode an image file. Raises DataError, naming the file, for whatever is wrong with it."""
+    """Open and fully decode an image file. Raises DataError, which names the file, if anything is wrong."""
     try:
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"{path} claims {image.width}x{image.height} pixels; more than {MAX_PIXELS:,} are refused")
-        image.info["stored"] = str(image.tile)  # how deep its pixels are in the file: Pillow keeps 8 bits a colour
+        image.info["stored"] = str(image.tile)  # bit depth in the file: Pillow keeps 8 bits a colour
         image.load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
@@ -210,7 +210,7 @@ def read_panoptic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A KITTI-STEP panoptic PNG as semantic uint8 (H, W), instance int32 (H, W). Raises DataError.
 
-    classes: how many there are; index: `LabelSpace.index`, where the file's values are ids of a classes.json.
+    classes: their number; index: `LabelSpace.index`, if the file's values are ids of a classes.json.
     """
     image = open_image(path)
     if image.mode != "RGB" or image.format == "JPEG":
@@ -235,7 +235,7 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
     """Write an image through a temporary file and a rename, so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # one name, so that whoever is killed leaves one at most
+    temporary = path.with_name(f".{path.name}.part")  # a fixed name: killed runs leave at most one file
     try:
         Image.fromarray(array).save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, path)

@@ -19,7 +19,7 @@ from data.labels import MAX_ID, DataError
 from data.sets.frames import FrameSource
 
 HEADER = struct.Struct("<ii")
-VERSION = 2  # of the file format below: part of the key, so that another version makes a cache of its own
+VERSION = 2  # of the file format below; part of the key, so each version has its own cache
 
 
 FILL = 0.9  # of the free disk, at most
@@ -61,7 +61,7 @@ class Cached:
         return _labels(*self._stored(i, first_plane=3))
 
     def fill(self, quiet: bool = False) -> None:
-        """Make what is missing. Raises DataError for the first frame that cannot be read."""
+        """Store the missing frames. Raises DataError for the first frame that cannot be read."""
         missing = [i for i in range(len(self.frames)) if not self._path(i).exists()]
         for i in tqdm(missing, desc=f"cache {self.name}", unit="frame", disable=quiet or not missing):
             self._make(i)
@@ -73,14 +73,14 @@ class Cached:
         """Height, width and the planes of frame i from `first_plane` on, uint8 (planes * height * width,).
 
         A file is height and width as int32, then 6 planes: three with the interleaved RGB, semantic, high and low byte
-        of the instance id; its length says whether it is whole.
+        of the instance id. A file of another length is damaged.
         """
         try:
             with open(self._path(i), "rb") as file:
                 height, width = HEADER.unpack(file.read(HEADER.size))
                 if os.fstat(file.fileno()).st_size == HEADER.size + 6 * height * width > HEADER.size:
                     file.seek(first_plane * height * width, os.SEEK_CUR)
-                    data = bytearray(file.read())  # an array on it can be written to, as one from a source can
+                    data = bytearray(file.read())  # mutable, so that its array is writable, as from a source
                     return height, width, np.frombuffer(data, np.uint8)
         except (FileNotFoundError, struct.error):
             pass  # not made yet, or damaged
@@ -88,13 +88,13 @@ class Cached:
         return height, width, planes.ravel()[first_plane * height * width :]
 
     def _size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """The (height, width) that a frame is stored at: its aspect, and all of it, as a crop may lie anywhere."""
+        """The (height, width) of a stored frame: the whole frame, at its aspect, because a crop may lie anywhere."""
         scale = min(1.0, area_scale(frame_size, self.image_size) * self.margin)
         height, width = (math.ceil(n * scale) for n in frame_size)
         return height, width
 
     def _make(self, i: int) -> tuple[int, int, np.ndarray]:
-        """Store a frame; its height, width and planes."""
+        """Store a frame. Returns its height, width and planes."""
         image, semantic, instance = self.source.read(i)
         if instance.max(initial=0) > MAX_ID:
             raise DataError(f"frame {self.frames[i]} holds the id {instance.max()}, ids are 0..{MAX_ID}")
@@ -118,8 +118,8 @@ class Cached:
 
 
 def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
-    """A data set through a cache, announced with its size; as it is where it is made and not read from files, where the
-    disk has no room for it, or where the folder cannot be written."""
+    """Put a cache in front of a data set and announce its size. Returns the data set itself if it is not read from
+    files, if the disk has no room, or if the folder cannot be written."""
     if any(frame.image is None for frame in source.frames):
         return source
     instead = "so frames are decoded each time (slower); --cache PATH takes another folder, --cache none is silent"
@@ -143,7 +143,7 @@ def _labels(height: int, width: int, data: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def source_key(source: FrameSource, *settings) -> str:
-    """A hash of what a data set holds, and of settings."""
+    """A hash of a data set (its files; without files its code) and of settings."""
     digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
     for frame in source.frames:
         entry = [frame.sequence, frame.number]

@@ -33,7 +33,7 @@ from data.sets.frames import FrameSource, history_index
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What a model wants of a clip. Raises ValueError where it cannot be had."""
+    """The clips that a model takes. Raises ValueError for invalid values."""
 
     image_size: tuple[int, int]  # height, width
     mask_size: tuple[int, int]
@@ -56,7 +56,7 @@ class Clips(Dataset):
       semantic        uint8 (T + 1, h, w)   semantic code: class + 1, 0 = void
       instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
       semantic_known  bool (T + 1, h, w)    False in void and padding
-      instance_known  bool (T + 1, h, w)    False there, in crowd, and for instances for which there was no slot
+      instance_known  bool (T + 1, h, w)    also False in crowd and for instances without a slot
     with the history first, oldest first, and the current frame last.
     """
 
@@ -69,8 +69,8 @@ class Clips(Dataset):
         history_config: HistoryConfig | None = None,
         own_history: OwnHistory | None = None,
     ):
-        """augment, history_config: None for evaluation; fixed_slots: 1.. in the order of class and id, none drawn;
-        own_history: predictions that a share of the clips has as its history."""
+        """augment, history_config: None for evaluation; fixed_slots: not random, but 1, 2, ... in the order of class
+        and id; own_history: predictions, the history of a share of the clips."""
         self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
         self.history_config, self.own_history = history_config, own_history
         if own_history is not None and history_config is None:
@@ -87,7 +87,7 @@ class Clips(Dataset):
         return self.sample(i, np.random.default_rng(i))
 
     def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Clip i, with everything random drawn from the generator. Raises DataError for a file that cannot be read."""
+        """Clip i; all random choices come from the generator. Raises DataError for a file that cannot be read."""
         fmt, augment, is_thing = self.fmt, self.augment, self.source.space.is_thing
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
@@ -139,7 +139,7 @@ class Clips(Dataset):
     def _focus(
         self, semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator
     ) -> tuple[float, float] | None:
-        """The middle of a thing, in fractions of the frame, where the clip is one of the share for that."""
+        """The centre of a random thing, in fractions of the frame, for a share of the clips; else None."""
         if generator.random() >= self.augment.focus:
             return None
         thing = draw_thing(semantic, instance, generator, self.source.space.is_thing)
@@ -150,8 +150,8 @@ class Clips(Dataset):
     def _take_own(
         self, i: int, classes: np.ndarray, ids: np.ndarray, view: View, unused: int, generator: np.random.Generator
     ) -> bool:
-        """Put what a model predicted of clip i's history in the place of the truth (T, h, w), where the clip is one of
-        the share for that and has a history of predictions. Returns whether it did."""
+        """Replace the true history (T, h, w) of clip i by a model's predictions, in place, for a share of the clips
+        that have predictions. Returns whether it did."""
         own = self.own_history
         if own is None or generator.random() >= self.history_config.history_own:
             return False

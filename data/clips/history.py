@@ -1,4 +1,4 @@
-"""The history of a clip, damaged as a stream's own history is.
+"""Damage the history of a clip, as a stream's own history is damaged.
 
 In training the history comes from the truth, or from an earlier model (own_history.py). At inference it is the model's
 own, with errors. So in training past masks are dropped, shifted and coarsened, and instances are removed from them.
@@ -17,7 +17,7 @@ SLOT_ORDERS = ("random", "position", "shuffle", "segments")  # of slots.py
 
 @dataclass(frozen=True)
 class HistoryConfig:
-    """What training makes of the history. Raises DataError for values outside their range."""
+    """How training damages the history. Raises DataError for values outside their range."""
 
     history_dropout: Annotated[float, "probability that a history mask is dropped"] = 0.2
     history_absent: Annotated[float, "probability that a clip has no history at all, as a first frame"] = 0.0
@@ -50,12 +50,12 @@ def corrupt(
 ) -> None:
     """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding.
 
-    drop_only: for masks that have errors already, they are left out at most.
+    drop_only: masks are dropped but not corrupted, because they already have errors.
     """
     absent = generator.random() < config.history_absent
     for t in range(len(semantic)):
         dropped, corrupted, *where = generator.random(5)
-        rng = np.random.default_rng(generator.integers(2**63))  # so that one mask's fate does not change the others'
+        rng = np.random.default_rng(generator.integers(2**63))  # so that the masks do not affect one another
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
         elif corrupted < config.history_corruption and not drop_only:
@@ -74,7 +74,7 @@ def _mistake(
     shares = [config.corruption_drop, config.corruption_split, config.corruption_merge, config.corruption_class]
     missing, split, merged, renamed = rng.random((4, keys.size)) < np.array(shares)[:, None]
     unused = int(instance.max(initial=0)) + 1
-    for k in keys[split]:  # the part beyond a line across it
+    for k in keys[split]:  # the part on one side of a line through it
         y, x = np.nonzero(key == k)
         angle, share = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.5)
         along = np.cos(angle) * x + np.sin(angle) * y
@@ -86,11 +86,11 @@ def _mistake(
         instance[key == k], semantic[key == k] = other // 256, other % 256
     for k in keys[renamed]:
         semantic[key == k] = rng.choice(np.flatnonzero(is_thing))
-    fill(semantic, instance, np.isin(key, keys[missing]))  # what a model misses it calls what is beside it
+    fill(semantic, instance, np.isin(key, keys[missing]))  # a model gives missed pixels the class beside them
 
 
 def _shifted(size: tuple[int, int], config: HistoryConfig, draws: list[float]) -> list[np.ndarray]:
-    """The rows and columns that a mask of `size`, shifted and in blocks, is taken from; its border repeats."""
+    """The source rows and columns of a mask of `size` that is shifted and made of blocks; its border repeats."""
     block = 1 + int(draws[2] * config.corruption_coarse)
     shifts = [int(draw * (2 * config.corruption_shift + 1)) - config.corruption_shift for draw in draws[:2]]
     return [

@@ -13,19 +13,19 @@ from torch.utils.data import Dataset
 from data.clips.clips import Clips
 from data.labels import DataError
 
-MAX_ATTEMPTS = 16  # for one sample whose files cannot be read
+MAX_ATTEMPTS = 16  # for one sample with unreadable files
 _ORDER, _PERMUTATION = 2**32 - 1, 2**32 - 2  # no sample has these numbers: keeps the random streams apart
 
 
 class TrainingStream(Dataset):
-    """`samples` training samples of several data sets; item n depends on (seed, n) and on nothing else.
+    """`samples` training samples of several data sets; item n depends only on (seed, n).
 
-    An epoch is as long as the data sets together, and each has a quota of it in proportion to its weight (None: to
-    its length). Each data set goes through permutations of its own, so that after any number of epochs every frame
-    of it was seen equally often, to within one. The order in an epoch is shuffled over all data sets.
+    An epoch is as long as all data sets together. Each data set has a share of it in proportion to its weight (None: to
+    its length). Each data set goes through its own permutations, so after any number of epochs the counts of its frames
+    differ by at most one. The order in an epoch is shuffled over all data sets.
 
-    With skip_bad_files a sample whose files cannot be read is replaced by another draw from the same data set; a
-    sample carries how often that happened as `skipped`, int64 (). Otherwise the DataError is raised.
+    With skip_bad_files a sample whose files cannot be read is replaced by another draw from the same data set; its
+    `skipped`, int64 (), counts these draws. Otherwise the DataError is raised.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TrainingStream(Dataset):
 
     def _permutation(self, key: tuple, length: int) -> np.ndarray:
         if key not in self._permutations:
-            if len(self._permutations) >= 64:  # a loader goes through epochs in order: the oldest is needed no more
+            if len(self._permutations) >= 64:  # a loader goes through epochs in order: the oldest is done
                 del self._permutations[next(iter(self._permutations))]
             self._permutations[key] = np.random.default_rng([self.seed, *key]).permutation(length)
         return self._permutations[key]

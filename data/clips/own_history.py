@@ -13,11 +13,11 @@ import numpy as np
 from data.labels import VOID, read_panoptic, write_panoptic
 from data.sets.frames import FrameRef
 
-SHARED = 0.5  # of the smaller of two masks: what they must share to be the same instance
+SHARED = 0.5  # of the smaller mask: least overlap of two masks of the same instance
 
 
 class OwnHistory:
-    """The predictions of a data set's frames, a panoptic PNG each in `folder`; not all frames need to have one."""
+    """Predictions for a data set's frames, one panoptic PNG each in `folder`; frames may lack one."""
 
     def __init__(self, folder: str | Path, frames: Sequence[FrameRef]):
         self.folder, self.frames = Path(folder), frames
@@ -27,7 +27,7 @@ class OwnHistory:
         return self.folder / f"{frame.sequence}_{frame.number:06d}_panoptic.png"
 
     def done(self, i: int) -> Path:
-        """The file that says of the video that starts with frame i that it has all predictions that it will have."""
+        """The file that marks the video that starts with frame i as completely predicted."""
         return self.path(i).with_suffix(".done")
 
     def __contains__(self, i: int) -> bool:
@@ -44,7 +44,7 @@ class OwnHistory:
 def named_by_truth(
     semantic: np.ndarray, track: np.ndarray, true_semantic: np.ndarray, true_instance: np.ndarray, unused: int
 ) -> np.ndarray:
-    """Predicted tracks under the ids of the true instances that they are, int32 (T, h, w).
+    """Predicted tracks with the ids of the matching true instances, int32 (T, h, w).
 
     semantic, track: the predicted history; true_semantic, true_instance: the truth of the same frames; all (T, h, w),
     oldest first; unused: the first free id. A track is matched to the instance of its class with which it shares most
@@ -54,7 +54,7 @@ def named_by_truth(
     """
     name: dict[int, int] = {}
     taken: set[int] = set()
-    true = true_semantic.astype(np.int64) << 32 | true_instance  # ids may be of a class alone
+    true = true_semantic.astype(np.int64) << 32 | true_instance  # ids may be unique only within a class
     for t in reversed(range(len(track))):
         both = (track[t] > 0) & (true_instance[t] > 0) & (semantic[t] == true_semantic[t])
         pairs, shared = np.unique(np.stack([track[t][both], true[t][both]]), axis=1, return_counts=True)

@@ -1,7 +1,7 @@
-"""Copy-paste: things of one frame set into another (Ghiasi et al., arXiv 2012.07177).
+"""Copy-paste: put things of one frame into another (Ghiasi et al., arXiv 2012.07177).
 
-In crowded streets things hide one another, and a model has soon seen each of 2,000 frames. Pasted things keep their
-height in the picture, where their size is right. What stands nearer hides them.
+In crowded streets things hide one another, and 2,000 frames are few. Pasted things keep their vertical position, where
+their size is right. Nearer things hide them.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from data.clips.transforms import IS_THING
 
 MOST = 5  # things a frame
-LEAST = 0.0005  # of the frame's pixels: smaller ones are left where they are
+LEAST = 0.0005  # of the frame's pixels; smaller things are not pasted
 
 
 def paste(
@@ -19,7 +19,7 @@ def paste(
     generator: np.random.Generator,
     is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A frame with 1 to MOST things of another, each an instance of its own; the given arrays stay.
+    """A frame with 1 to MOST things of another, each a new instance; the given arrays are not changed.
 
     frame, other: image uint8 (H, W, 3), semantic uint8 (H, W), instance int32 (H, W); sizes may differ.
     """
@@ -55,7 +55,7 @@ def paste(
 
 
 def _feet(is_thing: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """For each pixel of a thing the lowest row of its instance, else -1: int (H, W)."""
+    """For each pixel of a thing, the lowest row of its instance, else -1: int (H, W)."""
     key = np.where(is_thing, instance, 0)
     rows = np.broadcast_to(np.arange(key.shape[0])[:, None], key.shape)
     lowest = np.full(int(key.max(initial=0)) + 1, -1)

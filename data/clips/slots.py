@@ -1,4 +1,4 @@
-"""Which slot each instance of a clip has: drawn, or by its place and size."""
+"""Assign a slot to each instance of a clip: at random, or by its place and size."""
 
 import numpy as np
 
@@ -23,13 +23,13 @@ def assign_slots(
 
     semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement; without a
     generator they are 1, 2, ... in the order of class and id. With the order "position" only instances in the history
-    draw a slot. The others take free slots of their size, in their order from left to right and as near to their own
-    place as possible (`slot_places`), so that chance does not decide between two that stand close. Two orders are those
+    draw a slot. The others take free slots of their size, in order from left to right and as near to their own place as
+    possible (`slot_places`), so that chance does not decide between two close instances. Two orders are those
     of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip (data/video.py); "segments",
     for images, also gives a slot to each class of stuff and to crowd, and draws from 1 to their number
     (data/cityscapes.py).
-    Where there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for
-    stuff; and where a thing has none (crowd, or no slot left), bool; both (T + 1, h, w).
+    If there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for stuff;
+    and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
     """
     slot = np.zeros(semantic.size, slot_type(slots))
     thing = np.flatnonzero(is_thing[semantic] if order != "segments" else semantic != VOID)
@@ -55,10 +55,10 @@ def assign_slots(
 
 
 def slot_places(slots: int) -> np.ndarray:
-    """The place of each slot 1..slots-1: (slots - 1, 2), x in 0..1 and the size, 0 narrow, 1 medium, 2 wide.
+    """The place of each slot 1..slots-1: (slots - 1, 2), x in 0..1 and size: 0 narrow, 1 medium, 2 wide.
 
-    Instances are told apart by place and size, as in SOLO (arXiv 1912.04488, section 3.1). Each size has its slots from
-    left to right, about as far apart as its instances are wide: with 63 of them 40, 14 and 9.
+    Instances are told apart by place and size, as in SOLO (arXiv 1912.04488, section 3.1). The slots of each
+    size go from left to right, about as far apart as its instances are wide: of 63 slots 40, 14 and 9.
     """
     count = slots - 1
     wide, medium = count // 7, count * 2 // 9
@@ -66,16 +66,16 @@ def slot_places(slots: int) -> np.ndarray:
     return np.concatenate([np.stack([(np.arange(n) + 0.5) / max(n, 1), np.full(n, s)], 1) for s, n in enumerate(sizes)])
 
 
-SIZES = (1 / 24, 1 / 8)  # of the mask's width: where medium and wide begin
+SIZES = (1 / 24, 1 / 8)  # of the mask's width: the least of medium and of wide
 
 
 def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.ndarray, shape, slots: int) -> None:
-    """Give instances that only the last mask shows free slots of their size, in their order from left to right.
+    """Give free slots to the instances that only the last mask shows: slots of their size, in order from left to right.
 
     If a size has too few free slots, its smallest instances take the slots that other sizes leave over.
 
     table: slot of each instance; taken: instances with slots, the largest first; index, thing: instance and flat
-    position of each of the pixels.
+    position of each pixel.
     """
     frame, _, x = np.unravel_index(thing, shape)
     held = np.bincount(index[frame < shape[0] - 1], minlength=table.size) > 0
@@ -103,10 +103,12 @@ def _place(table: np.ndarray, taken: np.ndarray, index: np.ndarray, thing: np.nd
 
 
 def in_order(x: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Which place each of n points takes, in their order and each another, so that the sum of squared distances is
-    least: int (n,). x (n,) and places (m,), n <= m, both ascending."""
+    """A different place for each of n points, in order, with the least sum of squared distances: int (n,).
+
+    x (n,) and places (m,), n <= m, both ascending.
+    """
     n, m = len(x), len(places)
-    cost = np.full((n + 1, m + 1), np.inf)  # of the first i points on the first j places
+    cost = np.full((n + 1, m + 1), np.inf)  # least, for the first i points in the first j places
     cost[0] = 0
     for i in range(1, n + 1):
         for j in range(i, m + 1):

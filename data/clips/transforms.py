@@ -1,6 +1,6 @@
 """Transforms of a clip: drawn once for all its frames, then applied to the image and to every label map alike.
 
-Everything random comes from a NumPy generator that the caller seeds; no global state is read. Images are resized
+All random choices come from a NumPy generator that the caller seeds, not from global state. Images are resized
 bilinearly with antialiasing, labels by nearest neighbour at pixel centres.
 """
 
@@ -58,7 +58,7 @@ class Augmentation:
 def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom: float = 1.0) -> tuple[int, int]:
     """The (height, width) that a frame takes in a crop of the target's size, at its top left; the rest is padding.
 
-    The frame is scaled to the target's area times zoom^2. Where it is larger than the target the crop cuts it.
+    The frame is scaled to the target's area times zoom^2. If it is larger than the target, the crop cuts it.
     """
     scale = area_scale(frame_size, target_size) * zoom
     height, width = (min(t, max(1, round(f * scale))) for f, t in zip(frame_size, target_size, strict=True))
@@ -67,7 +67,7 @@ def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom
 
 @dataclass(frozen=True)
 class View:
-    """The part of the frame that is seen, in fractions of its size, and how large it is drawn. One for a whole clip."""
+    """The visible part of the frame, in fractions of its size, and its scale. One for a whole clip."""
 
     zoom: float = 1.0
     top: float = 0.0
@@ -80,8 +80,8 @@ class View:
 def crop_view(
     frame_size: tuple[int, int], image_size: tuple[int, int], zoom: float = 1.0, at: tuple[float, float] = (0.5, 0.5)
 ) -> View:
-    """The crop of the image size from a frame that is scaled by area times zoom. at: where it lies between the top left
-    corner (0, 0) and the lower right one (1, 1)."""
+    """The crop of the image size from a frame that is scaled by area times zoom. at: its position, from the top left
+    corner (0, 0) to the lower right one (1, 1)."""
     scale = area_scale(frame_size, image_size) * zoom
     height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
     return View(zoom, at[0] * (1 - height), at[1] * (1 - width), height, width)
@@ -94,7 +94,7 @@ def draw_view(
     generator: np.random.Generator,
     focus: tuple[float, float] | None = None,
 ) -> View:
-    """Scale jitter (uniform in its logarithm), crop and flip. focus: a point (y, x) that the crop has to show, in
+    """Scale jitter (uniform in its logarithm), crop and flip. focus: a point (y, x) that the crop must show, in
     fractions of the frame."""
     low, high = (math.log(s) for s in augment.scale_range)
     zoom = math.exp(low + (high - low) * generator.random())
@@ -110,7 +110,7 @@ def draw_view(
 def draw_thing(
     semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
 ) -> np.ndarray | None:
-    """One thing with an id, drawn uniformly: bool (H, W); None where there is none."""
+    """The mask of one random thing with an id: bool (H, W); None if there is none."""
     key = np.where(is_thing[semantic], instance, 0)
     ids = np.unique(key)
     ids = ids[ids > 0]
@@ -118,7 +118,7 @@ def draw_thing(
 
 
 def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixel centres of a (height, width) drawing lie in the frame: y (height,), x (width,) in its pixels.
+    """The positions in the frame of the pixel centres of a (height, width) view: y (height,), x (width,) in pixels.
 
     Frame pixel i spans i..i+1, so floor gives the nearest pixel.
     """
@@ -129,18 +129,18 @@ def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) 
 
 
 def _nearest(position: np.ndarray, count: int) -> np.ndarray:
-    # The small constant keeps a centre that falls on an edge between two pixels from depending on rounding errors.
+    # With the small constant, a centre on the edge between two pixels does not depend on rounding errors.
     return np.clip((position + 1e-6).astype(np.intp), 0, count - 1)
 
 
 def view_labels(labels: np.ndarray, size: tuple[int, int], view: View) -> np.ndarray:
-    """A label map (H, W) as seen: (height, width), nearest neighbour."""
+    """The view of a label map (H, W): (height, width), nearest neighbour."""
     y, x = sample_grid(labels.shape, size, view)
     return labels.take(_nearest(y, labels.shape[0]), axis=0).take(_nearest(x, labels.shape[1]), axis=1)
 
 
 def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.ndarray | None = None) -> np.ndarray:
-    """An image uint8 (H, W, 3) as seen: (height, width, 3), bilinear with antialiasing, then the colour transform."""
+    """The view of an image uint8 (H, W, 3): (height, width, 3), bilinear with antialiasing, then the colour change."""
     fh, fw = image.shape[:2]
     box = (view.left * fw, view.top * fh, (view.left + view.width) * fw, (view.top + view.height) * fh)
     box = (*box[:2], min(box[2], fw), min(box[3], fh))
@@ -194,7 +194,7 @@ def _with_contrast(color: np.ndarray, mean: np.ndarray) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Motion:
-    """A random constant velocity: an affine motion of the frame, and own shifts of its objects, by one frame."""
+    """A random constant velocity for each frame: an affine motion of the frame, and extra shifts of its objects."""
 
     shift: tuple[float, float]  # down, right, in fractions of the frame
     zoom: float
@@ -225,14 +225,14 @@ def view_moved(
     frames: float,
     is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (H, W) as seen after `frames` frames of the motion: two maps (height, width); void where nothing moved in.
+    """The view of labels (H, W) after `frames` frames of motion: two maps (height, width), void where nothing moved in.
 
     It replaces the past mask of a still image, as in the training of Pix2Seq-D's video model on images: a model that
     copies ids from a moved mask learns to track.
     """
     fh, fw = semantic.shape
     y, x = sample_grid((fh, fw), size, view)
-    # The map goes from the drawing to the frame: the inverse of the motion, about the frame's centre.
+    # From the view to the frame: the inverse of the motion, about the frame's centre.
     angle, scale = -motion.rotation * frames, motion.zoom**-frames
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     dy = y[:, None] - fh / 2 - motion.shift[0] * frames * fh
@@ -248,14 +248,14 @@ def view_moved(
 
 
 def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
-    """Give the pixels of a hole (h, w) the class and id beside them in their row, in place; void where is none."""
+    """Fill a hole (h, w) with the class and id beside it in the row, in place; void if the row has none."""
     if not hole.any():
         return
     column = np.arange(semantic.shape[1])
     left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
     right = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
     origin = np.where(left >= 0, left, right)
-    outside = origin >= column.size  # a row that is nothing but hole
+    outside = origin >= column.size  # the whole row is a hole
     origin = np.minimum(origin, column.size - 1)
     semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
     instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
@@ -285,7 +285,7 @@ def _move_objects(
         key[rows, columns] = -1
     hole = key == -1
     fill(semantic, instance, hole)
-    # The lower an object stands, the nearer it is: painted last.
+    # A lower object is nearer, so it is painted later.
     for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
         y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)
         semantic[y, x] = label
@@ -295,7 +295,7 @@ def _move_objects(
 def _moved_pixels(
     rows: np.ndarray, columns: np.ndarray, shift: tuple[float, float], scale: float, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an object scaled about the middle of its lower edge and shifted, within a map of a size."""
+    """The pixels of an object scaled about the middle of its lower edge, then shifted; only those within the map."""
     top, left = rows.min(), columns.min()
     mask = np.zeros((rows.max() - top + 1, columns.max() - left + 1), bool)
     mask[rows - top, columns - left] = True
