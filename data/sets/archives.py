@@ -1,4 +1,4 @@
-"""Archives that cannot reach outside their folder.
+"""Unpack archives so that nothing is written outside their folder.
 
 An archive is checked as a whole, unpacked beside its folder and renamed, so that the folder is complete or absent.
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 CHUNK = 1 << 20
 MAX_MEMBERS = 1_000_000
-# Deflate cannot do better than about 1032:1 and images hardly compress: what promises more than this is a bomb.
+# Deflate reaches at most about 1032:1, and images hardly compress. A higher ratio than this is a bomb.
 MAX_RATIO = 200
 SMALL = 64 << 20  # bytes; below this any ratio is harmless
 
@@ -43,11 +43,11 @@ def unpack(
     max_bytes: int = 200 * 10**9,
     quiet: bool = False,
 ) -> Path:
-    """Unpack a zip or (uncompressed) tar archive so that `folder` is complete or absent; one that is there is left.
+    """Unpack a zip or (uncompressed) tar archive so that `folder` is complete or absent. An existing one is kept.
 
-    inner: take this top folder of the archive as the folder and leave out the rest. Nothing is ever written outside:
-    an archive that holds an absolute path, `..`, a link, a device, a name twice, more than max_bytes, or far more
-    than its own size is refused as a whole. Raises DownloadError.
+    inner: unpack only this top folder of the archive, as `folder`. Nothing is ever written outside: an archive with an
+    absolute path, `..`, a link, a device, a name twice, more than max_bytes, or far more than its own size is refused
+    as a whole. Raises DownloadError.
     """
     archive, folder = Path(archive), Path(folder)
     temporary = folder.with_name(f".{folder.name}.unpack")
@@ -55,17 +55,17 @@ def unpack(
     with locked(temporary):
         if folder.exists():
             return folder
-        if temporary.exists():  # of an earlier run that was killed
+        if temporary.exists():  # from a killed run
             shutil.rmtree(temporary)
         try:
             _unpack(archive, temporary, inner, max_bytes, quiet)
-            os.sync()  # the name must not reach the disk before the files
+            os.sync()  # the files must reach the disk before the name
             os.replace(temporary / inner if inner else temporary, folder)
         except DownloadError:
             raise
         except OSError as error:
             raise DownloadError(f"{archive} cannot be unpacked to {folder} ({error.strerror or error})") from None
-        except Exception as error:  # a damaged archive makes zipfile, tarfile, zlib and struct raise many types
+        except Exception as error:  # zipfile, tarfile, zlib and struct raise many types for a damaged archive
             raise DownloadError(f"{archive} cannot be unpacked ({error}); remove it and fetch it again") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -78,7 +78,7 @@ def _unpack(archive: Path, target: Path, inner: str | None, max_bytes: int, quie
             file = stack.enter_context(zipfile.ZipFile(archive))
             members, opener = _zip_members(file), file.open
         elif tarfile.is_tarfile(archive):
-            # "r:" takes no compressed tar: its headers alone can inflate to any size before they can be checked.
+            # "r:" refuses compressed tar files: their headers alone can inflate to any size before they are checked.
             file = stack.enter_context(tarfile.open(archive, "r:"))
             members, opener = _tar_members(file), file.extractfile
         else:
@@ -111,7 +111,7 @@ def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
             raise DownloadError(f"{file.filename} holds a link or a device ({info.filename!r}); nothing was unpacked")
         if info.flag_bits & 1:
             raise DownloadError(f"{file.filename} is encrypted; nothing was unpacked")
-        # ZipInfo.filename ends at a NUL and has its separators changed; orig_filename is what the archive says.
+        # ZipInfo.filename is cut at a NUL and has other separators; orig_filename is the name in the archive.
         yield _Member(_safe_name(file.filename, info.orig_filename), info.file_size, info.is_dir(), info)
 
 
@@ -137,7 +137,7 @@ def _safe_name(archive: str | None, name: str) -> PurePosixPath:
 
 
 def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[_Member]:
-    """All members, once it is certain that they are few enough, small enough and each there once."""
+    """All members, after a check that they are few enough, small enough and unique. Raises DownloadError."""
     limit = min(max_bytes, max(SMALL, MAX_RATIO * archive.stat().st_size))
     checked, files, total = [], set(), 0
     for member in members:
@@ -159,7 +159,7 @@ def _checked(archive: Path, members: Iterator[_Member], max_bytes: int) -> list[
 
 
 def _copy_member(archive: Path, member: _Member, source: BinaryIO, destination: BinaryIO) -> None:
-    """Write a member, and not one byte more than it claims to be."""
+    """Write a member, but no more bytes than its stated size."""
     left = member.size
     while chunk := source.read(min(CHUNK, left + 1)):
         left -= len(chunk)
@@ -176,7 +176,7 @@ def gigabytes(count: int) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time work on `path` (a second one waits, then finds it done). No lock without fcntl."""
+    """Let one process at a time work on `path` (others wait). No lock without fcntl."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set, found before a training begins and not when one is drawn hours later."""
+"""Find bad files of a data set before training starts, not hours later when one is drawn."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from tqdm import tqdm
 from data.labels import MAX_PIXELS, VOID, DataError, open_image
 from data.sets.frames import FrameRef, FrameSource
 
-REMEMBERED = Path("results/cache")  # for each data set that was found sound: a file named by its files
+REMEMBERED = Path("results/cache")  # one file for each data set without bad files, named by a hash of its files
 
 
 def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False) -> None:
-    """Look at each file of a data set once: labels are read, images are not decoded.
+    """Check each file of a data set once: labels are read, images are not decoded.
 
-    What is sound is remembered for as long as names, sizes and times of the files stay. Raises DataError for bad files,
-    which `skip_bad_files` lists, and where not one pixel of all frames is known.
+    A good result is remembered until a name, size or time of a file changes. Raises DataError for bad files (with
+    `skip_bad_files` they are listed instead), and if no pixel of any frame is known.
     """
     if any(frame.image is None for frame in source.frames) or int(os.environ.get("RANK", 0)):
-        return  # made and not read; of several processes the first one looks
+        return  # no files; or not the first of several processes
     key = hashlib.sha256(
         repr([(f.sequence, f.number, *map(_status, (f.image, f.label))) for f in source.frames]).encode()
     )
@@ -50,7 +50,7 @@ def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False
 
 
 def _look(source: FrameSource, quiet: bool) -> tuple[list[str], list[str]]:
-    """What is wrong, a line each, and the label files without a known pixel."""
+    """The faults, one line each, and the label files without a known pixel."""
 
     def one(i: int) -> tuple[str, str]:
         frame: FrameRef = source.frames[i]
@@ -60,7 +60,7 @@ def _look(source: FrameSource, quiet: bool) -> tuple[list[str], list[str]]:
         except DataError as error:
             return fault or str(error), ""
         height, width = semantic.shape
-        if not fault and sorted(size) != sorted((width, height)):  # a photograph may lie on its side
+        if not fault and sorted(size) != sorted((width, height)):  # a photograph may be rotated
             fault = f"{frame.image} is {size[0]}x{size[1]}, but its label {frame.label} is {width}x{height}"
         return fault, "" if fault or np.any(semantic != VOID) else str(frame.label)
 
@@ -85,15 +85,15 @@ def _remember(path: Path, content: list) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     except OSError:
-        path.unlink(missing_ok=True)  # then it is looked at again
+        path.unlink(missing_ok=True)  # it is checked again next time
 
 
 def fault_of(path: Path) -> tuple[str, tuple[int, int]]:
-    """What is wrong with an image file, "" where nothing is, and its width and height, without decoding a sound one:
-    no image, too large, or cut off at the end."""
+    """The fault of an image file (no image, too large, or truncated), "" if there is none, and its width and height. A
+    good file is not decoded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             with Image.open(path) as image:
                 kind, size = image.format, image.size
         with path.open("rb") as file:
@@ -106,7 +106,7 @@ def fault_of(path: Path) -> tuple[str, tuple[int, int]]:
         return f"{path} claims {size[0] * size[1]:,} pixels; more than {MAX_PIXELS:,} are refused", size
     if mark and mark not in end:
         try:
-            open_image(path)  # some cameras add to the end of a whole image
+            open_image(path)  # some cameras append data to a complete image
         except DataError:
             return f"{path} is cut off: its end is missing", size
     return "", size

@@ -4,7 +4,7 @@ Layout:
   <root>/leftImg8bit/<split>/<city>/<city>_<seq>_<frame>_leftImg8bit.png (or .jpg)
   <root>/gtFinePanopticParts/<split>/<city>/<city>_<seq>_<frame>_gtFinePanopticParts.tif   preferred
   <root>/gtFine/<split>/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png                 else
-or the zip archives of these folders, as csDownload leaves them, which are unpacked.
+or the zip archives of these folders, as from csDownload, which are unpacked.
 Cordts et al., arXiv 1604.01685; panoptic parts: de Geus et al., arXiv 2106.06351.
 """
 
@@ -67,7 +67,7 @@ class Cityscapes(FileSource):
 def read_target(path: str | Path, own: LabelSpace | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A Cityscapes label file as semantic uint8 (H, W) and instance int32 (H, W): `iid + 1`, 0 in stuff and crowd.
 
-    The name says which encoding it has: `_gtFinePanopticParts.tif` or `_gtFine_instanceIds.png`. Raises DataError.
+    The name gives the encoding: `_gtFinePanopticParts.tif` or `_gtFine_instanceIds.png`. Raises DataError.
     """
     name = Path(path).name.lower()
     if not name.endswith((SUFFIX[PARTS].lower(), SUFFIX[FINE].lower())):
@@ -85,13 +85,13 @@ def read_target(path: str | Path, own: LabelSpace | None = None) -> tuple[np.nda
         wrong = label.min() if label.min() < 0 else label.max()
         raise DataError(f"{path} holds labelId {wrong}; labelIds are 0..{most}")
     semantic = space.index[label]
-    # iid counts from 0: 24000 is a person, 24 a group of persons, so ids are shifted by one to keep 0 for crowd.
+    # iid counts from 0: 24000 is a person, 24 a group of persons. So ids are shifted by one, and 0 is crowd.
     instance = np.where(has_id & space.is_thing[semantic], uid % 1000 + 1, 0).astype(np.int32)
     return semantic, instance
 
 
 def _unpacked(root: Path, name: str) -> bool:
-    """Whether a folder is there, after unpacking it where only its archive is."""
+    """Whether a folder exists; if only its archive exists, unpack that first."""
     folder, archive = root / name, root / ARCHIVES[name]
     if not folder.is_dir() and archive.is_file():
         unpack(archive, folder, inner=name)

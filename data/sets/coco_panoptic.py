@@ -1,10 +1,10 @@
-"""COCO panoptic: a JSON beside a folder of PNGs whose colours are segments, id = R + 256 G + 65536 B, 0 = void.
+"""COCO panoptic: a JSON and a folder of PNGs whose colours are segment ids, R + 256 G + 65536 B, 0 = void.
 
-Layout, as COCO has it and as CVAT and others export it, found by names:
-  <root>/**/panoptic_<split>*.json (or *panoptic*.json in a folder of the split, or where there is but one)
+Layout of COCO and of the exports of CVAT and others, found by names:
+  <root>/**/panoptic_<split>*.json (or *panoptic*.json in a folder of the split, or the only one)
   <root>/**/<the JSON's name>/<file_name>.png or beside the JSON, and the images anywhere beneath the root
-Frames are a video where segments have ids that go on from frame to frame: a `track_id` or `instance_id`, or one `id`
-with one class through all frames of a video. Kirillov et al., "Panoptic Segmentation", arXiv 1801.00868.
+Frames are a video if segments keep their ids from frame to frame: a `track_id` or `instance_id`, or an `id` that has
+the same class in all frames of a video. Kirillov et al., "Panoptic Segmentation", arXiv 1801.00868.
 """
 
 import json
@@ -21,21 +21,21 @@ from data.labels import CLASS_NAMES, DEFAULT_SPACE, MAX_ID, THINGS, VOID, DataEr
 from data.sets.frames import FileSource, FrameRef, ordered
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "COCO"
-ID_STEP = MAX_ID + 1  # in our own exports a thing's id is its labelId * ID_STEP + its track
+ID_STEP = MAX_ID + 1  # in our own exports the id of a thing is labelId * ID_STEP + track
 _CLASS = {name: number for number, name in enumerate(CLASS_NAMES)}
 
 
 @dataclass(frozen=True)
 class Segment:
     id: int  # in the PNG
-    semantic: int  # trainId; VOID for a class that is none of ours
+    semantic: int  # trainId; VOID for classes that we do not have
     crowd: bool
-    track: int  # 1.., the place in the frame where the JSON holds no tracks
+    track: int  # 1..; the position in the frame if the JSON has no tracks
 
 
 @dataclass(frozen=True)
 class CocoFrame:
-    name: str  # <video>_<number>, where it is of a video
+    name: str  # <video>_<number> for a frame of a video
     png: Path
     segments: tuple[Segment, ...]
     image: str = ""  # file name of its image
@@ -85,13 +85,13 @@ class CocoPanoptic(FileSource):
 
 
 def video_of(name: str) -> tuple[str, int] | None:
-    """(sequence, frame number) where the name is `<sequence>_<number>` or a number alone, else None."""
+    """(sequence, frame number) if the name is `<sequence>_<number>` or only a number, else None."""
     match = re.fullmatch(r"(?:(.+)_)?(\d+)", name)
     return (match[1] or "0", int(match[2])) if match else None
 
 
 def panoptic_jsons(files: Iterable[Path], split: str) -> list[Path]:
-    """The panoptic JSONs of a split: those that it names, in their own or a folder's name; else the only one."""
+    """The panoptic JSONs with the split in their own or a folder's name; for train else the only one."""
     found = [path for path in files if path.suffix.lower() == ".json" and "panoptic" in path.name.lower()]
     of_split = [p for p in found if any(split in re.split(r"[_\W\d]+", part) for part in (p.stem, *p.parts[-4:-1]))]
     named = [p for p in found if any({"train", "val", "test"} & set(re.split(r"[_\W\d]+", p_)) for p_ in (p.stem,))]
@@ -99,7 +99,7 @@ def panoptic_jsons(files: Iterable[Path], split: str) -> list[Path]:
 
 
 def read_json(path: Path, own: LabelSpace | None = None) -> list[CocoFrame] | None:
-    """The frames of a panoptic JSON, with categories or without (a submission needs none). None: some other file.
+    """The frames of a panoptic JSON, with or without categories (a submission has none). None for other files.
 
     Raises DataError.
     """
@@ -133,15 +133,15 @@ def _frame(
     name, file = str(entry["image_id"]), str(image.get("file_name", entry["file_name"]))
     if "video_id" in image and "frame_id" in image:
         name = f"{image['video_id']}_{int(image['frame_id'])}"
-    elif name.isdecimal():  # COCO's number of an image says less than its file
+    elif name.isdecimal():  # COCO's image number says less than the file name
         stem = Path(file).stem.removesuffix("_leftImg8bit")
         name = f"{Path(file).parent.name}_{stem}" if stem.isdecimal() and Path(file).parent.name else stem
     return CocoFrame(name, folder / entry["file_name"], tuple(segments), file)
 
 
 def _class_of(category: int, categories: dict[int, str], own: LabelSpace | None) -> int:
-    """By the ids of a classes.json; else by its name where the JSON has names, else by Cityscapes' labelId. -1 for what
-    is no class at all."""
+    """The class by the ids of a classes.json; else by name if the JSON has names; else by Cityscapes' labelId. -1 for
+    an unknown category."""
     if own is not None:
         return int(own.index[category]) if 0 <= category < 2**16 else VOID
     if categories:
@@ -151,7 +151,7 @@ def _class_of(category: int, categories: dict[int, str], own: LabelSpace | None)
 
 
 def _hold_tracks(frames: list[CocoFrame], things: tuple[int, ...]) -> bool:
-    """Whether things keep their ids from frame to frame: each id of a video has one class, and some come again."""
+    """Whether things keep their ids from frame to frame: each id of a video has one class, and some ids recur."""
     classes: dict[tuple[str, int], int] = {}
     again = False
     for frame in frames:
@@ -167,7 +167,7 @@ def _hold_tracks(frames: list[CocoFrame], things: tuple[int, ...]) -> bool:
 
 
 def _numbered(frame: CocoFrame) -> CocoFrame:
-    """Instances by their place in the frame, for a JSON without tracks."""
+    """Number the instances by their position in the frame, for a JSON without tracks."""
     return replace(frame, segments=tuple(replace(s, track=n) for n, s in enumerate(frame.segments, 1)))
 
 

@@ -1,6 +1,6 @@
-"""Downloads that survive what days bring.
+"""Downloads that survive broken connections and restarts.
 
-A download goes to `<path>.part`, from which a later run goes on, and gets its name when its size and sha256 are right.
+A download goes to `<path>.part`, and a later run continues it. It gets its name when its size and sha256 are right.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from data.sets.archives import DownloadError, gigabytes, locked, unpack
 __all__ = ["DownloadError", "download", "hub_url", "unpack"]
 
 CHUNK = 1 << 20
-PROGRESS_THAT_COUNTS = 1 << 20  # an attempt that brought this many bytes starts the count of attempts anew
-SLOWEST = 256  # bytes/s over `timeout` seconds; a server that is slower has stalled
+PROGRESS_THAT_COUNTS = 1 << 20  # an attempt with this many new bytes resets the count of failures
+SLOWEST = 256  # bytes/s over `timeout` seconds; a slower server counts as stalled
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _NETWORK_ERRORS = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
 
 def hub_url(repository: str, filename: str, revision: str) -> str:
     """The address of a file in a model repository of the Hugging Face hub, at a fixed revision."""
-    from huggingface_hub import hf_hub_url  # slow to import, and hardly ever needed
+    from huggingface_hub import hf_hub_url  # slow to import and rarely needed
 
     return hf_hub_url(repository, filename, revision=revision)
 
 
 class _Retry(Exception):
-    """This attempt failed; another one may not."""
+    """This attempt failed; another one may succeed."""
 
 
 class _Unreachable(_Retry):
@@ -48,7 +48,7 @@ class _Unreachable(_Retry):
 
 @dataclass(frozen=True)
 class _File:
-    """What is to be fetched, and how patiently."""
+    """The file to fetch, and the patience with its server."""
 
     url: str
     part: Path
@@ -74,12 +74,12 @@ def download(
     backoff: float = 1.0,
     quiet: bool = False,
 ) -> Path:
-    """Fetch a file of known size (bytes) and sha256 to `path`, going on from `<path>.part` where that is there.
+    """Fetch a file of known size (bytes) and sha256 to `path`; an existing `<path>.part` is continued.
 
-    unpacked: bytes that will be needed beside it for what it holds, which must be free before anything is fetched;
-    timeout: seconds without (or almost without) data after which the connection is given up; attempts: in a row
-    without progress; backoff: seconds before the second one, doubled each time, 30 at most; by_hand: what a user can
-    do instead, for the message. Returns the path. Raises DownloadError.
+    unpacked: extra bytes that its content will need, which must be free before the download starts; timeout: seconds
+    with no or almost no data after which a connection is given up; attempts: in a row without progress; backoff:
+    seconds before the second one, doubled each time, 30 at most; by_hand: for the error message, what a user can do
+    instead. Returns the path. Raises DownloadError.
     """
     path = Path(path)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -87,9 +87,8 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     file = _File(url, part, size, timeout, by_hand or f"fetch {url} elsewhere and put it at {path}", unpacked)
-    shared = os.access(
-        path.parent, os.W_OK
-    )  # a read-only folder has nothing to lock: the file is there, or not to be had
+    # A read-only folder needs no lock: the file is there or cannot be fetched.
+    shared = os.access(path.parent, os.W_OK)
     with locked(part) if shared else contextlib.nullcontext():
         if path.exists():
             if path.stat().st_size == size and _sha256(path, quiet) == sha256:
@@ -99,7 +98,7 @@ def download(
             _fetch(file, attempts, backoff, quiet)
             if _sha256(part, quiet) == sha256:
                 break
-            part.unlink()  # nothing tells which of its bytes are wrong
+            part.unlink()  # which bytes are wrong is unknown
             if last:
                 raise file.error(f"{url} serves other bytes than expected (sha256 differs, twice); nothing was kept")
         _flush(part)
@@ -108,7 +107,7 @@ def download(
 
 
 def _fetch(file: _File, attempts: int, backoff: float, quiet: bool) -> None:
-    """Bring the part file to its full size, over as many connections as it takes."""
+    """Fetch the part file to its full size, over as many connections as needed."""
     start = _part_size(file)
     free = shutil.disk_usage(file.part.parent).free
     if free < file.size - start + file.unpacked:
@@ -126,9 +125,9 @@ def _fetch(file: _File, attempts: int, backoff: float, quiet: bool) -> None:
             try:
                 _fetch_rest(file, before, bar)
             except _Retry as error:
-                # What a cut connection brought is kept; only connections that bring nothing count as failures.
+                # Data of a cut connection is kept. A connection with enough new data resets the count of failures.
                 failures = 1 if _part_size(file) - before >= PROGRESS_THAT_COUNTS else failures + 1
-                # A name that does not resolve is a machine without network: no need to wait for long.
+                # If nothing can be reached, the machine has no network: do not wait for long.
                 hopeless = isinstance(error, _Unreachable) and before == start and failures >= 2
                 if failures >= attempts or hopeless:
                     text = f"{file.url} cannot be fetched ({error}); what was fetched is kept, the same command goes on"
@@ -138,7 +137,7 @@ def _fetch(file: _File, attempts: int, backoff: float, quiet: bool) -> None:
 
 
 def _fetch_rest(file: _File, start: int, bar: tqdm) -> None:
-    """One connection: append to the part file what the server sends from byte `start` on. Raises _Retry."""
+    """One connection: append the data from byte `start` on to the part file. Raises _Retry."""
     headers = {"User-Agent": "pix2seq-d-video", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -170,7 +169,7 @@ def _fetch_rest(file: _File, start: int, bar: tqdm) -> None:
 
 
 def _check_answer(file: _File, start: int, response: http.client.HTTPResponse) -> str:
-    """Whether the answer is (the rest of) the file that is expected; returns the mode to open the part file in."""
+    """Check that the answer is (the rest of) the expected file. Returns the mode to open the part file in."""
     if response.status == 206:
         # "bytes <first>-<last>/<total>", where total may be *
         unit, _, span = (response.headers.get("Content-Range") or "").partition(" ")
@@ -179,14 +178,14 @@ def _check_answer(file: _File, start: int, response: http.client.HTTPResponse) -
             raise _Retry(f"the server sent the range {span!r} instead of {start}-{file.size - 1}/{file.size}")
         return "ab"
     length = response.headers.get("Content-Length")
-    # Where there is part of the file already, only an answer that is sure to be the whole file may replace it.
+    # An existing part may be replaced only if the answer is certainly the whole file.
     if length != str(file.size) and (length is not None or start):
         raise _Retry(f"the server has {length} bytes where {file.size} were expected")
-    return "wb"  # a whole file; also where a range was asked for and the server knows none
+    return "wb"  # a whole file; also from a server that does not support ranges
 
 
 def _copy(file: _File, response: http.client.HTTPResponse, part: BinaryIO, bar: tqdm) -> None:
-    """Append the body to the part file, never beyond the expected size. Raises _Retry where it ends early or crawls."""
+    """Append the body to the part file, never beyond the expected size. Raises _Retry if it ends early or crawls."""
     done = part.tell()
     window_start, window_done = time.monotonic(), done
     while done < file.size:
@@ -204,7 +203,7 @@ def _copy(file: _File, response: http.client.HTTPResponse, part: BinaryIO, bar: 
 
 
 def _part_size(file: _File) -> int:
-    """How much of the download is there; a part that is too large is no part of it and is removed."""
+    """Bytes of the download so far; a part file that is too large is wrong and is removed."""
     size = file.part.stat().st_size if file.part.exists() else 0
     if size > file.size:
         file.part.unlink()
@@ -229,6 +228,6 @@ def _sha256(path: Path, quiet: bool) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file to the disk before it gets its final name."""
+    """Flush a file to the disk before it gets its final name."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())

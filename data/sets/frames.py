@@ -1,7 +1,7 @@
-"""What a data set is to the rest of the repository: an ordered list of frames, each with its image and labels.
+"""The interface of a data set: an ordered list of frames, each with its image and labels.
 
-Also the one rule for history: frames are ordered by number, and history never crosses from one sequence to another or
-over a gap, a jump in the numbers of more than twice the sequence's usual step.
+Also the one rule for history: frames are ordered by number, and history never crosses to another sequence or over a
+gap. A gap is a jump in the numbers of more than twice the sequence's usual step.
 """
 
 import re
@@ -19,7 +19,7 @@ from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of, re
 
 @dataclass(frozen=True)
 class FrameRef:
-    """One frame of a sequence; `image` and `label` are its files, None where a frame is made and not read."""
+    """One frame of a sequence; `image` and `label` are its files, None for a generated frame."""
 
     sequence: str
     number: int
@@ -28,7 +28,7 @@ class FrameRef:
 
 
 class FrameSource(Protocol):
-    """A data set. `frames` are ordered by sequence and number; labels are as `data.labels` describes them."""
+    """A data set. `frames` are ordered by sequence and number; labels are as in `data.labels`."""
 
     name: str
     space: LabelSpace
@@ -44,14 +44,14 @@ class FrameSource(Protocol):
 
 
 class FileSource:
-    """The part of a FrameSource that is the same for all data sets of files; a subclass reads one label file."""
+    """The common part of all data sets of files; a subclass reads one label file."""
 
     frames: list[FrameRef]
     space = DEFAULT_SPACE
-    own_space: LabelSpace | None = None  # the same, where a classes.json lies in the root
+    own_space: LabelSpace | None = None  # the same, if the root has a classes.json
 
     def take_label_space(self, root: Path, tracks: bool) -> None:
-        """Take the classes of a classes.json in the root. tracks: whether only classes with tracks have ids."""
+        """Use the classes of a classes.json in the root. tracks: whether only classes with tracks have ids."""
         if (space := label_space_of(root)) is not None:
             self.space = self.own_space = space
             self.tracked = space.tracked if tracks else space.things
@@ -75,7 +75,7 @@ class FileSource:
         return image, semantic, instance
 
 
-# Folders that say what is in them, and not of which video it is.
+# Folder names that say what is in them but do not name a video.
 _GENERAL = {
     "img1", "images", "image", "image_02", "image_2", "imgs", "frames", "rgb", "data", "masks", "labels", "gt",
     "instances", "panoptic", "panoptic_maps", "train", "val", "test", "training", "validation", "testing", "output",
@@ -83,8 +83,8 @@ _GENERAL = {
 
 
 def frame_name(name: str, path: Path, folder: Path) -> str:
-    """`<sequence>_<number>` of a file: its name, and where that is a number alone, its nearest folder beneath `folder`
-    that can name a sequence before it."""
+    """`<sequence>_<number>` of a file: its name. If that is only a number, the nearest folder beneath `folder` that can
+    name a sequence is put before it."""
     if name.isdecimal():
         parts = (part for part in reversed(path.relative_to(folder).parts[:-1]) if part.lower() not in _GENERAL)
         name = f"{part}_{name}" if (part := next(parts, "")) else name
@@ -92,13 +92,13 @@ def frame_name(name: str, path: Path, folder: Path) -> str:
 
 
 def natural_key(text: str) -> list:
-    """Sort key that orders digits by their value: frame_9 before frame_10, also where a time stamp has a fraction."""
+    """Sort key that orders digits by their value: frame_9 before frame_10; also time stamps with a fraction."""
     parts = re.split(r"(\d{9,}\.\d+|(?:(?<=[_ ])-)?\d+)", text)
     return [(0, Decimal(part), "") if part[-1].isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:
-    """Frames by sequence and number, both by value. Raises DataError where a number occurs twice in a sequence."""
+    """Frames by sequence and number, both by value. Raises DataError if a number occurs twice in a sequence."""
     result = sorted(frames, key=lambda f: (natural_key(f.sequence), f.sequence, f.number))
     for a, b in pairwise(result):
         if (a.sequence, a.number) == (b.sequence, b.number):
@@ -107,20 +107,20 @@ def ordered(frames: Iterable[FrameRef]) -> list[FrameRef]:
 
 
 def usual_step(numbers: Sequence[int]) -> int:
-    """The median distance of neighbouring frame numbers (ascending), the smaller of two; 1 for one frame."""
+    """The lower median of the steps between frame numbers (ascending); 1 for a single frame."""
     steps = sorted(b - a for a, b in pairwise(numbers))
     return steps[(len(steps) - 1) // 2] if steps else 1
 
 
 def gaps(numbers: Sequence[int]) -> list[bool]:
-    """Whether a gap lies before each frame: a step of more than twice the usual one. Frames that were dropped here and
-    there, and uneven time stamps, are none. numbers: ascending."""
+    """Whether a gap lies before each frame: a step of more than twice the usual one. A single dropped frame or an
+    uneven time stamp is no gap. numbers: ascending."""
     usual = usual_step(numbers)
     return [k > 0 and numbers[k] - numbers[k - 1] > 2 * usual for k in range(len(numbers))]
 
 
 def whole_runs(frames: Sequence[FrameRef]) -> list[list[int]]:
-    """The positions of the frames of each sequence, cut at its gaps. frames: as a FrameSource has them."""
+    """The positions of the frames of each sequence, split at gaps. frames: as in a FrameSource."""
     runs: list[list[int]] = []
     for _, group in groupby(range(len(frames)), key=lambda i: frames[i].sequence):
         positions = list(group)
@@ -132,14 +132,14 @@ def whole_runs(frames: Sequence[FrameRef]) -> list[list[int]]:
 
 
 def count_gaps(frames: Sequence[FrameRef]) -> int:
-    """How often history breaks off within a sequence, at a gap. frames: as a FrameSource has them."""
+    """How often a gap ends the history within a sequence. frames: as in a FrameSource."""
     return len(whole_runs(frames)) - len({f.sequence for f in frames})
 
 
 def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndarray:
-    """For each frame the positions of its history in `frames`: int64 (N, T), -1 where there is none.
+    """For each frame, the positions of its history in `frames`: int64 (N, T), -1 where there is none.
 
-    frames: ordered, as a FrameSource has them; offsets: negative, in frames. No gap lies between, as in inference.
+    frames: ordered, as in a FrameSource; offsets: negative, in frames. History crosses no gap, as in inference.
     """
     history = np.full((len(frames), len(offsets)), -1, np.int64)
     for run in whole_runs(frames):

@@ -1,10 +1,10 @@
 """KITTI-STEP: driving videos in which every pixel has a class, and every person and car a track.
 
-Layouts, as the archive on the Hugging Face hub unpacks, and as its authors publish it:
+Layouts, of the archive on the Hugging Face hub and of the authors:
   <root>/kitti_out/video_sequence/{train,val,test}/<sequence>_<frame>_leftImg8bit.png (or .jpg)
                                                    <sequence>_<frame>_panoptic.png    R = class, G * 256 + B = track
   <root>/images/{train,val,test}/<sequence>/<frame>.png and <root>/panoptic_maps/{train,val}/<sequence>/<frame>.png
-There may be folders beneath a split, as one for each sequence. A classes.json in the root gives other classes.
+A split may have sub-folders, for example one for each sequence. A classes.json in the root gives other classes.
 Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.11859.
 """
 
@@ -24,7 +24,7 @@ REVISION = "3d14d271377c0af53ddbff26b32dd4a937e69cfa"
 ARCHIVE = "kitti_step.zip"
 ARCHIVE_SIZE = 15_603_758_691  # bytes
 ARCHIVE_SHA256 = "8a63817b76bf1b66ca8ccb0f13fdcdbf3921dcf7b4c0df586ca06965965ace70"
-UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly deflate; unpacking itself checks it exactly
+UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly compress; unpacking makes the exact check
 TOP_FOLDER = "kitti_out"  # in the archive
 
 _PARTS = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
@@ -37,7 +37,7 @@ HOW_TO_GET_IT = (
 class KittiStep(FileSource):
     """One split of KITTI-STEP as a FrameSource.
 
-    root: None for the default folder, which is downloaded where it is missing; else a folder that holds
+    root: None for the default folder, which is downloaded if it is missing; else a folder that holds
     kitti_out/video_sequence/<split>, video_sequence/<split>, <split> or images/<split>. Splits are train and val; test
     has no labels and is for inference. Raises DataError.
     """
@@ -64,7 +64,7 @@ class KittiStep(FileSource):
 
 
 def ensure_kitti_step(root: Path, is_default: bool) -> None:
-    """Download and unpack KITTI-STEP where its default folder is missing. Raises DataError for another one missing."""
+    """Download and unpack KITTI-STEP if its default folder is missing. Raises DataError if another one is missing."""
     has_frames = any((root / sub).is_dir() for sub in (TOP_FOLDER, "video_sequence", "images", "train", "val", "test"))
     if has_frames:
         return
@@ -107,7 +107,7 @@ def pair_frames(image_folder: Path, label_folder: Path, labels_needed: bool = Tr
 
 
 def _split_folders(root: Path, split: str) -> tuple[Path, Path]:
-    """The folder of a split's images and that of its labels, which may be the same."""
+    """The image folder and the label folder of a split; they may be the same."""
     if (root / "images" / split).is_dir():
         return root / "images" / split, root / "panoptic_maps" / split
     for sub in (f"{TOP_FOLDER}/video_sequence", "video_sequence", "."):

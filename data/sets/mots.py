@@ -1,10 +1,10 @@
-"""MOTS: videos in which persons and cars are drawn with tracks, and nothing else is.
+"""MOTS: videos in which only persons and cars are labelled, with tracks.
 
 Layouts, each with <sequence>/<frame>.png of 16 bits, class * 1000 + id, class 1 = car, 2 = person, 10 = ignore:
   KITTI MOTS      <root>/instances/<sequence>/<frame>.png and <root>/training/image_02/<sequence>/<frame>.png
   MOTSChallenge   <root>/instances/<sequence>/<frame>.png and <root>/train/<sequence>/img1/<frame>.jpg
-or both beneath a folder that a split names. All that is neither a person nor a car is void: nothing is known there,
-which is not the same as "no person". Ignore regions are void, too.
+or both beneath a folder named by a split. All that is neither a person nor a car is void, which means "unknown" and not
+"no person". Ignore regions are void, too.
 Voigtlaender et al., "MOTS: Multi-Object Tracking and Segmentation", arXiv 1902.03604.
 """
 
@@ -20,7 +20,7 @@ from data.sets.frames import FileSource, FrameRef, frame_name, ordered
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "MOTS"
 CLASSES = {1: CAR, 2: PERSON}
 IGNORE = 10
-VALIDATION = {2, 6, 7, 8, 10, 13, 14, 16, 18}  # sequences of KITTI's split val, where no folder is named by a split
+VALIDATION = {2, 6, 7, 8, 10, 13, 14, 16, 18}  # sequences of KITTI's split val, if no folder is named by a split
 
 
 class Mots(FileSource):
@@ -80,5 +80,5 @@ def read_mots(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     semantic = np.full(value.shape, VOID, np.uint8)
     for theirs, ours in CLASSES.items():
         semantic[label == theirs] = ours
-    # Ids of the two classes count apart and from 0, which is no id here
+    # Each class has its own ids from 0; here 0 is no id
     return semantic, np.where(semantic == VOID, 0, value % 1000 + 1).astype(np.int32)

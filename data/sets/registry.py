@@ -1,5 +1,5 @@
-"""The data sets by name. A new one is a class `Name(root: Path | None, split: str)` with the attributes of
-`data.sets.frames.FrameSource`, and one line here.
+"""The data sets by name. To add one, write a class `Name(root: Path | None, split: str)` with the attributes of
+`data.sets.frames.FrameSource`, and add one line here.
 """
 
 from data.sets.cityscapes import Cityscapes
