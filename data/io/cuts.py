@@ -1,4 +1,4 @@
-"""Cuts: where the pictures say that another shot begins."""
+"""Detect cuts, where a new shot begins, from the pictures."""
 
 from collections import deque
 
@@ -7,13 +7,13 @@ from PIL import Image
 
 SIZE = (32, 18)  # width and height of the thumbnails
 FLOOR, RATIO, USUAL = 0.45, 3.0, 0.22
-# Differences of thumbnails with mean 0 and deviation 1, so that a change of light is none. Measured on real frames of
-# one shot: driving at 10 Hz up to 0.34, a shaking hand-held camera at 10 Hz up to 0.88 where 0.3 is usual; different
-# streets of one city, all seen by the same camera, 0.48 to 1.34.
+# Differences of thumbnails with mean 0 and deviation 1, so that a change of light does not count. Measured on real
+# frames of one shot: driving at 10 Hz up to 0.34, a shaking hand-held camera at 10 Hz up to 0.88 where 0.3 is usual;
+# different streets of one city, with the same camera: 0.48 to 1.34.
 
 
 class Cuts:
-    """Call it with each frame of a video, uint8 (H, W, 3), in order: whether a cut lies before the frame.
+    """Call it with each frame of a video, uint8 (H, W, 3), in order. It returns whether a cut lies before the frame.
 
     There is a cut where a frame differs from the last one by more than FLOOR and by more than RATIO times the usual
     difference of the last few frames (for the first three: USUAL). `state` is its whole memory, in plain values, for a

@@ -1,4 +1,4 @@
-"""Predictions in the forms in which the benchmarks' servers take them."""
+"""Export predictions in the formats of the benchmark servers."""
 
 import json
 import os
@@ -10,11 +10,11 @@ import numpy as np
 from data.io.label_files import LabelFile, read_labels
 from data.labels import DEFAULT_SPACE, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError, write_image, write_panoptic
 
-ID_STEP = MAX_ID + 1  # a thing's segment id is labelId * ID_STEP + its instance id; a stuff's is its labelId
+ID_STEP = MAX_ID + 1  # segment id of a thing: labelId * ID_STEP + instance id; of stuff: labelId
 
 
 def export_kitti_step(files: Iterable[LabelFile], folder: Path) -> None:
-    """`<sequence>/<frame>.png`: R = class, G = id // 256, B = id % 256. Raises DataError for a name of another form."""
+    """`<sequence>/<frame>.png`: R = class, G = id // 256, B = id % 256. Raises DataError for other names."""
     for file in files:
         if file.video is None:
             raise DataError(f"{file.path} is not named <sequence>_<frame>_panoptic.png, as KITTI-STEP frames are")
@@ -23,7 +23,7 @@ def export_kitti_step(files: Iterable[LabelFile], folder: Path) -> None:
 
 
 def export_cityscapes(files: Iterable[LabelFile], folder: Path, split: str) -> None:
-    """`cityscapes_panoptic_<split>.json` and the folder of PNGs beside it that cityscapesscripts' evaluation takes.
+    """`cityscapes_panoptic_<split>.json` and its folder of PNGs, for the evaluation of cityscapesscripts.
 
     A PNG is RGB with the segment's id = R + 256 G + 65536 B, 0 = void; the JSON lists the segments with their labelId.
     Raises DataError for an instance id above 65535.
@@ -65,7 +65,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _segments(ids: np.ndarray) -> list[dict]:
-    """The JSON's entries for the segments of a map of ids (H, W); a box is x, y, width, height."""
+    """The JSON entries of the segments in a map of ids (H, W); a box is x, y, width, height."""
     values, index, areas = np.unique(ids, return_inverse=True, return_counts=True)
     index = index.reshape(ids.shape)
     segments = []

@@ -15,9 +15,9 @@ def is_hidden(name: str) -> bool:
 
 
 def walk(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
-    """All files beneath a folder, in order, through links (data sets are often linked in), but through none twice.
+    """All files beneath a folder, in order. Follows links (data sets are often linked in), but reads no folder twice.
 
-    Raises OSError for a folder that cannot be read, where there is no `left_out` to name it in.
+    Without `left_out`, raises OSError for a folder that cannot be read.
     """
     seen, strict = set(), left_out is None
     left_out = {} if left_out is None else left_out
@@ -43,14 +43,14 @@ def walk(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
 
 
 def in_words(left_out: LeftOut) -> str:
-    """What was not taken: counted by reason, and the first of each by name."""
+    """The files that were left out: the number for each reason, and the first name."""
     parts = ((reason, len(paths), paths[0], ", ..." * (len(paths) > 1)) for reason, paths in left_out.items())
     return "; ".join(f"{count} {reason} ({first}{more})" for reason, count, first, more in parts)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError that leaves here names a file: this one where it names none."""
+    """Add this file's name to an OSError that names no file."""
     try:
         yield
     except OSError as error:

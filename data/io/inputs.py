@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):
     register_heif_opener()
     IMAGE_SUFFIXES += HEIC
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
-_OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # what may lie beside the images
+_OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # files that may lie beside the images
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class InputFrame:
     number: int
     output: Path  # of its prediction, relative to the output folder
     image: Path | None  # None for a frame of a video
-    after_gap: bool = False  # no history crosses to this frame
+    after_gap: bool = False  # this frame has no history
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One video: its name, unique among the inputs, and its frames in order; or a file or stream that holds them."""
+    """One video: a unique name, and the frames in order or a video file or stream with them."""
 
     name: str
     frames: list[InputFrame] | None
     video: Path | str | None = None
-    stem: Path = Path()  # of a video: what its predictions' names start with
+    stem: Path = Path()  # of a video: the start of its predictions' names
 
     def read(self, skip: int = 0) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-        """Each frame but the first `skip`, with its image uint8 (H, W, 3) or the DataError that says why it has none.
+        """Each frame without the first `skip`, with its image uint8 (H, W, 3) or the DataError of a bad image.
 
-        Raises DataError for a video of which nothing can be read; one that breaks off ends with the DataError.
+        Raises DataError if nothing of a video can be read. A video that breaks off ends with the DataError.
         """
         if self.video is None:
             for frame in self.frames[skip:]:
@@ -85,7 +85,7 @@ class Sequence:
             number += 1
 
     def rate_and_length(self) -> tuple[float | None, int | None]:
-        """Frames a second and number of frames, None where that is not known."""
+        """Frames a second and number of frames; None if unknown."""
         if self.video is None:
             return None, len(self.frames)
         if is_stream(self.video):
@@ -98,9 +98,9 @@ class Sequence:
 
 
 def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut | None = None) -> list[Sequence]:
-    """All sequences of folders, files, patterns (`films/*.mp4`) and streams; what is not taken is put into `left_out`.
+    """All sequences of folders, files, patterns (`films/*.mp4`) and streams; other files are added to `left_out`.
 
-    Raises DataError where there is nothing to read or two frames share one output.
+    Raises DataError if there is nothing to read or two frames share an output.
     """
     left_out = {} if left_out is None else left_out
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
@@ -119,7 +119,7 @@ def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut
     for folder in sorted(by_folder, key=lambda p: natural_key(str(p))):
         for sequence in _in_folder(by_folder[folder], folder.relative_to(base), base, left_out):
             label = sequence.name
-            while any(s.name == label for s in sequences):  # as of a folder `a` beside images `a_<n>_leftImg8bit.png`
+            while any(s.name == label for s in sequences):  # a folder `a` beside images `a_<n>_leftImg8bit.png`
                 label += "+"
             sequences.append(Sequence(label, sequence.frames, sequence.video, sequence.stem))
     for number, stream in enumerate(streams):
@@ -132,7 +132,7 @@ def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut
 
 
 def _matching(path: Path) -> list[Path]:
-    """A path, or those that match it as a pattern."""
+    """The path if it exists, else all paths that match it as a pattern."""
     if path.exists():
         if path.is_dir() or path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
             return [path]
@@ -187,7 +187,7 @@ def _frames(paths: list[Path], numbers: list[int], inside: Path) -> list[InputFr
 
 
 def _frames_in(path: Path, left_out: LeftOut) -> int:
-    """How many frames of one size an image file holds; of a file that cannot be read, one."""
+    """The number of frames of one size in an image file; 1 if it cannot be read."""
     if path.suffix.lower() not in MAY_MOVE:
         return 1
     try:
@@ -199,7 +199,7 @@ def _frames_in(path: Path, left_out: LeftOut) -> int:
                 left_out.setdefault("with pages of several sizes, of which the first is taken", []).append(path)
                 return 1
             return count
-    except Exception:  # Pillow raises many types for damaged files; `check_files` tells
+    except Exception:  # Pillow raises many types for damaged files; `check_files` reports them
         return 1
 
 
@@ -227,7 +227,7 @@ def _nothing(sources: list[str | Path], left_out: LeftOut) -> str:
 
 
 def _check_outputs(sequences: list[Sequence]) -> None:
-    """Raise DataError where two inputs would share a prediction."""
+    """Raise DataError if two inputs would share a prediction."""
     outputs: dict[Path, object] = {}
     for sequence in sequences:
         own = [(sequence.stem, sequence.video)] if sequence.frames is None else []

@@ -1,6 +1,6 @@
-"""Label maps on disk, in whichever layout they come: found, named, and read as (semantic, instance).
+"""Find label maps on disk in any layout, name them, and read them as (semantic, instance).
 
-Layouts, the better one first where a frame is there in several:
+Layouts, from best to worst; if a frame has several, the best is used:
   parts         <name>_gtFinePanopticParts.tif                        Cityscapes PanopticParts
   instances     <name>_gtFine_instanceIds.png                         Cityscapes gtFine
   coco          *panoptic*<split>.json and its PNGs                   COCO, cityscapesscripts, and submissions
@@ -37,7 +37,7 @@ from data.sets.frames import frame_name
 from data.sets.mots import read_mots
 
 SPLITS = ("train", "val", "test")
-LEVELS = 3  # above a folder of labels in which its classes.json may lie
+LEVELS = 3  # above a folder of labels, searched for its classes.json
 SUFFIXES = {"_gtfinepanopticparts.tif": "parts", "_gtfine_instanceids.png": "instances", "_panoptic.png": "kitti_step"}
 CITYSCAPES = ("parts", "instances", "coco")  # single images
 GREY = ("parts", "instances", "mots")
@@ -46,7 +46,7 @@ KINDS = (*CITYSCAPES, "coco_video", "kitti_step", "kitti_frames", "mots")
 
 @dataclass(frozen=True)
 class LabelFile:
-    """One frame's labels. name: as in the file's name; segments: of the kinds of a JSON (`coco_video` has tracks)."""
+    """One frame's labels. name: from the file's name; segments: for kinds with a JSON (`coco_video` has tracks)."""
 
     name: str
     path: Path
@@ -56,17 +56,17 @@ class LabelFile:
 
     @property
     def key(self) -> str:
-        """What files of one frame have in common in all layouts: the name without leading zeros in its numbers."""
+        """The same for a frame in all layouts: the name without leading zeros in its numbers."""
         return "_".join(str(int(part)) if part.isdecimal() else part for part in self.name.split("_"))
 
     @property
     def video(self) -> tuple[str, int] | None:
-        """(sequence, frame number) where the name is `<sequence>_<number>` or a number alone, else None."""
+        """(sequence, frame number) if the name is `<sequence>_<number>` or only a number, else None."""
         return video_of(self.name)
 
 
 def split_of(folder: Path, labels: dict[str, LabelFile], default: str) -> str:
-    """The split of labels found in a folder: its own name (`.../val`) where no folder beneath is named by a split."""
+    """The split of a folder of labels: its name (`.../val`) if no sub-folder is named by a split, else `default`."""
     own = os.path.basename(os.path.abspath(folder))
     return own if own in SPLITS and not any(_splits(f.path, folder) for f in labels.values()) else default
 
@@ -78,12 +78,12 @@ def find_labels(
     space: LabelSpace | None = None,
     levels: int = LEVELS,
 ) -> dict[str, LabelFile]:
-    """All label maps in and beneath a folder, by `LabelFile.key`; of those in folders named by splits, the split's.
+    """All label maps in and beneath a folder, by `LabelFile.key`. In folders named by splits, only those of the split.
 
-    What could not be looked at is put into `left_out`. space: the classes; None for those of a classes.json in the
-    folder or up to `levels` above it, else the default ones.
+    What cannot be read is added to `left_out`. space: the classes; None: those of a classes.json in the folder or up
+    to `levels` above it, else the default ones.
 
-    Raises DataError where there are none, none of the split, both Cityscapes' and KITTI-STEP's, or two for one frame.
+    Raises DataError if there are none, none of the split, both Cityscapes' and KITTI-STEP's, or two for one frame.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
@@ -123,7 +123,7 @@ def read_labels(file: LabelFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_swapped(semantic: np.ndarray, instance: np.ndarray) -> bool:
-    """Whether ids lie on stuff almost everywhere, and on things alone where red and blue change places."""
+    """Whether ids lie on stuff in most pixels, but only on things after red and blue are swapped."""
     if 2 * np.count_nonzero((instance > 0) & np.isin(semantic, STUFF)) <= semantic.size:
         return False
     classes, low = instance & 255, semantic
@@ -131,7 +131,7 @@ def _is_swapped(semantic: np.ndarray, instance: np.ndarray) -> bool:
 
 
 def read_header(file: LabelFile) -> tuple[int, int]:
-    """(height, width) from the file's header alone. Raises DataError, also where its mode is not the layout's."""
+    """(height, width) from the file's header alone. Raises DataError, also for a mode that the layout does not have."""
     try:
         with Image.open(file.path) as image:
             size, mode = image.size, image.mode
@@ -148,13 +148,13 @@ def read_header(file: LabelFile) -> tuple[int, int]:
 
 
 def _splits(path: Path, folder: Path) -> set[str]:
-    """Split names among the folders between `folder` and the file, `panoptic_val2017` among them."""
+    """The splits in the names of the folders between `folder` and the file, also in `panoptic_val2017`."""
     words = (word for part in path.relative_to(folder).parts[:-1] for word in (part, *re.split(r"[_\d]+", part)))
     return {word for word in words if word in SPLITS}
 
 
 def _named(files: list[Path], folder: Path) -> Iterator[LabelFile]:
-    """Files of the layouts that have a suffix. `<number>_panoptic.png` in a sub-folder is a frame of that video."""
+    """Files of the layouts with a suffix. `<number>_panoptic.png` in a sub-folder is a frame of that video."""
     folders_of_json = {path.with_suffix("") for path in files if path.suffix == ".json"}
     for path in files:
         for suffix, kind in SUFFIXES.items():
@@ -167,7 +167,7 @@ def _named(files: list[Path], folder: Path) -> Iterator[LabelFile]:
 
 
 def _numbered(files: list[Path], folder: Path) -> Iterator[LabelFile]:
-    """`<sequence>/<frame>.png`, beside which the images may lie in folders of their own."""
+    """`<sequence>/<frame>.png`; the images may lie in separate folders beside them."""
     files = [path for path in files if path.suffix.lower() == ".png" and path.stem.isdecimal()]
     labels = [path for path in files if {"panoptic_maps", "instances"} & set(path.parts)]
     for path in labels or files:
@@ -197,9 +197,9 @@ def label_file(path: Path, folder: Path) -> LabelFile:
 def matched(
     predictions: dict[str, LabelFile], truths: dict[str, LabelFile], folder: Path, source: str = ""
 ) -> dict[str, LabelFile]:
-    """Predictions by the keys of their truth, where their names are numbers alone, as of one sequence's folder.
+    """Predictions by the keys of their truth, if their names are only numbers, as in the folder of one sequence.
 
-    The sequence is then the one that `folder` is named by, or `source`, the folder of the frames, or the only one.
+    Their sequence is then the name of `folder`, or of `source` (the folder of the frames), or the only sequence.
     """
     if not predictions or not truths or any(not key.isdecimal() for key in predictions):
         return predictions
@@ -213,7 +213,7 @@ def matched(
 
 
 def _best(files: list[LabelFile]) -> dict[str, LabelFile]:
-    """One file for each frame, of the best kind. Raises DataError where two of one kind are left."""
+    """One file for each frame, of the best kind. Raises DataError for two of the same kind."""
     best: dict[str, LabelFile] = {}
     for file in files:
         known = best.setdefault(file.key, file)

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 import cli
 
 NAME = ".lock"
-PATIENCE = 2.0  # seconds: a process that was just killed may take a moment to be gone
+PATIENCE = 2.0  # seconds: a process that was just killed may need a moment to end
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors come from file systems without locks
 
 
@@ -28,8 +28,8 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)  # all other errors come from file systems
 def sole_writer(folder: Path, flag: str, processes: Any) -> Iterator[None]:
     """Lock a folder against other runs. The main process of a run does it for all its processes.
 
-    flag: the one that names the folder, for the message; processes: an Accelerator or PartialState. Raises UsageError
-    where another run holds it, or where the folder cannot be written to; the other processes exit with status 2.
+    flag: the option that names the folder, for the message; processes: an Accelerator or PartialState. Raises
+    UsageError if another run holds the lock or the folder cannot be written; the other processes exit with status 2.
     """
     file, trouble = None, None
     if processes.is_main_process:
@@ -48,12 +48,12 @@ def sole_writer(folder: Path, flag: str, processes: Any) -> Iterator[None]:
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
-                (folder / NAME).unlink()  # still locked: who waits for it sees that it is no longer the folder's
+                (folder / NAME).unlink()  # still locked: a waiting run sees that the file is gone
             file.close()
 
 
 def _lock(folder: Path, flag: str) -> BinaryIO | None:
-    """The open and locked file, or None where there are no locks."""
+    """The open and locked file, or None if locks are not supported."""
     try:
         import fcntl
     except ImportError:
@@ -80,7 +80,7 @@ def _lock(folder: Path, flag: str) -> BinaryIO | None:
             if os.fstat(file.fileno()).st_ino == (folder / NAME).stat().st_ino:
                 _write(file)
                 return file
-        file.close()  # removed by the run that held it before: take the one that is there now
+        file.close()  # removed by the last run that held it: open the new one
 
 
 def _read(file: BinaryIO) -> str:
@@ -90,7 +90,7 @@ def _read(file: BinaryIO) -> str:
 
 
 def _write(file: BinaryIO) -> None:
-    """Leave word of who holds the folder; on a full disk it goes without."""
+    """Note which process holds the folder; a full disk is no error."""
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -20,7 +20,7 @@ _STAMP = 8  # digits of a date; seconds since 1970 have more
 
 
 def ordered_videos(stems: list[str]) -> list[tuple[str, list[int], list[int]]]:
-    """[(what names the video, positions of its frames in `stems`, in order, their numbers)]; one video has no name."""
+    """[(name of the video, ordered positions of its frames in `stems`, frame numbers)]; a single video has no name."""
     cores = [_DAY_FIRST.sub(r"\4\2\3\2\1", _DECORATION.sub("", stem)) for stem in stems]
     is_hex = len({len(core) for core in cores}) == 1 and all(_HEX.fullmatch(core) for core in cores)
     key = str.lower if is_hex else natural_key
@@ -28,7 +28,7 @@ def ordered_videos(stems: list[str]) -> list[tuple[str, list[int], list[int]]]:
     texts = {i: tuple(re.split(_NUMBER, cores[i])) for i in order}
     digits = {i: re.findall(_NUMBER, cores[i]) for i in order}
     kinds = Counter(texts.values())
-    if 2 * len(kinds) > len(stems):  # names without a system
+    if 2 * len(kinds) > len(stems):  # names without a pattern
         return [("", order, list(range(len(order))) if len(order) > 1 else _numbers([digits[i] for i in order]))]
     videos = []
     for kind in kinds:
@@ -42,7 +42,7 @@ def ordered_videos(stems: list[str]) -> list[tuple[str, list[int], list[int]]]:
 
 
 def _by_numbers(members: list[int], digits: dict[int, list[str]], cores: list[str]) -> list[list[int]]:
-    """The frames whose names differ in numbers alone, cut into videos."""
+    """Split frames whose names differ only in numbers into videos."""
     runs = [members[:1]]
     for a, b in pairwise(members):
         if _starts_again(digits[a], digits[b], cores[a], cores[b]):
@@ -52,7 +52,7 @@ def _by_numbers(members: list[int], digits: dict[int, list[str]], cores: list[st
         return runs
     by_last = sorted(members, key=lambda i: [int(n) for n in digits[i][-1:]])
     cameras = [list(group) for _, group in groupby(by_last, key=lambda i: [int(n) for n in digits[i][-1:]])]
-    if 3 * len(cameras) <= len(members):  # the frame first, then which camera
+    if 3 * len(cameras) <= len(members):  # first the frame, then the camera
         return cameras
     return runs if 2 * len(runs) <= len(members) else [members]
 
@@ -75,7 +75,7 @@ def _name(rows: list[list[str]], texts: tuple[str, ...]) -> str:
 
 
 def _numbers(rows: list[list[str]]) -> list[int]:
-    """The frames' numbers: of the numbers in their names the last that varies, or 0, 1, 2 where it does not rise."""
+    """The frame numbers: the last number that varies in the names, or 0, 1, 2, ... if that does not rise."""
     columns = [[int(n) for n in column] for column in zip(*rows, strict=False)]
     varying = [column for column in columns if len(set(column)) > 1] or columns[-1:]
     if varying and all(a < b for a, b in pairwise(varying[-1])):

@@ -33,7 +33,7 @@ class Film:
 
     def write(self, frame: InputFrame, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> None:
         picture = render.overlay(*narrowed(self.widest, image, semantic, track), **self.look)
-        if self.video.size not in (None, picture.shape[:2]):  # a film is of one size: the first frame's
+        if self.video.size not in (None, picture.shape[:2]):  # a film has one size, that of its first frame
             picture = render.fit(picture, *self.video.size, smooth=True)
         with naming(self.path):
             self.video.write(picture)
@@ -50,7 +50,7 @@ class Film:
 
 
 class View:
-    """The page of the viewer, with the same frames and masks."""
+    """The viewer's page, with the same frames and masks."""
 
     def __init__(self, path: Path, fps: float, _: bool = False, space: LabelSpace = DEFAULT_SPACE):
         self.path, self.page = path, Page(path, shown_classes(space), fps=fps)
@@ -96,7 +96,7 @@ class Overlays:
             writer.write(*frame)
 
     def finish(self) -> list[str]:
-        """The overlays appear under their names. Returns what is to be said."""
+        """Give the overlays their final names. Returns remarks for the user."""
         self._wait(0)
         self.thread.shutdown()
         remarks = [writer.finish() for writer in self.writers]
@@ -121,7 +121,7 @@ def remove_overlays(folder: Path, name: str) -> None:
 
 
 def narrowed(width: int, image: np.ndarray, semantic: np.ndarray, track: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Image and label maps at most that wide; labels by nearest neighbour."""
+    """Image and label maps, at most `width` wide; labels by nearest neighbour."""
     height, wide = semantic.shape
     if wide <= width:
         return image, semantic, track

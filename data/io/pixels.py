@@ -8,19 +8,19 @@ from PIL import Image, ImageOps
 
 
 def area_scale(frame_size: Sequence[int], image_size: Sequence[int]) -> float:
-    """The factor that brings a frame to the area of the model's image size: the one rule for sizes.
+    """The factor that scales a frame to the area of the model's image size: the one rule for sizes.
 
-    A frame keeps its aspect, so that a portrait film, a panorama and a Cityscapes frame are seen at the same sharpness.
+    A frame keeps its aspect, so that a portrait film, a panorama and a Cityscapes frame have the same sharpness.
     frame_size, image_size: (height, width) in pixels.
     """
     return math.sqrt(math.prod(image_size) / math.prod(frame_size))
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A frame as uint8 (H, W, 3) RGB: the one door for files and for Python.
+    """A frame as uint8 (H, W, 3) RGB, from files and from Python.
 
-    An array must be that already. A PIL image is turned upright as its EXIF tag says and loses its alpha. Floats up to
-    1 are shares of white; other grey values are whole numbers of 8, 10, 12, 14 or 16 bits, the fewest that hold the
+    An array must have this form already. A PIL image is turned upright by its EXIF tag and loses its alpha. Floats up
+    to 1 are shares of white; other grey values are whole numbers of 8, 10, 12, 14 or 16 bits, the fewest that fit the
     brightest pixel. Raises ValueError for anything else.
     """
     if isinstance(image, Image.Image):
@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
 
 def _in_bytes(grey: np.ndarray) -> np.ndarray:
     low, high = float(grey.min()), float(grey.max())
-    if not 0 <= low <= high < 2**16:  # also where there is a NaN
+    if not 0 <= low <= high < 2**16:  # also false for a NaN
         raise ValueError(f"its pixels are {low:g} to {high:g}, not 0 to 1 or whole numbers of up to 16 bits")
     if grey.dtype.kind == "f" and high <= 1:
         return np.rint(grey * 255).astype(np.uint8)

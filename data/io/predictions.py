@@ -31,8 +31,8 @@ from data.sets.check import fault_of
 
 STATE_FOLDER = ".inference"
 TRACKS = "tracks.jsonl"
-STATE_EVERY = 20  # frames between two saved states: what a kill costs at most
-KEPT_EVERY = 100  # a multiple: between two states that are kept, so that a change far on does not start a video over
+STATE_EVERY = 20  # frames between two saved states, the most that a kill costs
+KEPT_EVERY = 100  # a multiple: frames between two kept states, so that a late change does not restart a video
 
 
 def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
@@ -82,7 +82,7 @@ def prefetched(
                 if not put(item):
                     return
             put(None)
-        except BaseException as error:  # handed over to the thread that waits for the frame
+        except BaseException as error:  # passed on to the thread that waits for the frame
             put(error)
 
     threading.Thread(target=read, daemon=True).start()
@@ -114,9 +114,9 @@ class SequenceOutput:
         colorblind: bool = False,
         space: LabelSpace = DEFAULT_SPACE,
     ):
-        """given: how many of the first frames' masks lie in the folder already."""
+        """given: number of first frames whose masks are already in the folder."""
         self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
-        self.name = sequence.name.strip(".") or "video"  # of a folder in the input: in that folder of the output
+        self.name = sequence.name.strip(".") or "video"  # a folder in the input is a folder in the output
         self.drawing, self.classes = (overlays, fps, colorblind, space), len(space.classes)
         self.states, self.safe = folder / STATE_FOLDER, _safe(sequence.name)
         self.tracks_path = tracks_part(folder, sequence.name)
@@ -124,7 +124,7 @@ class SequenceOutput:
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
         self.tracks = self.overlays = None
-        self.known = _read_json(self.states / f"{self.safe}.json")  # output -> size, time of change, digest
+        self.known = _read_json(self.states / f"{self.safe}.json")  # output -> size, modification time, digest
         self.digests: list[str] = []
 
     def _given(self, count: int) -> list[str]:
@@ -133,7 +133,7 @@ class SequenceOutput:
         return [hashlib.sha256(p.read_bytes()).hexdigest() for p in there]
 
     def open(self) -> dict[str, Any] | None:
-        """Start writing. Returns {"done", "state", "failures"} of a half-done video where it can be gone on with."""
+        """Start writing. Returns {"done", "state", "failures"} of a half-done video that can be resumed."""
         states = sorted(self.states.glob(f"{self.safe}-*.pt"), reverse=True)
         newest = self.states / f"{self.safe}.pt"
         before = newest.exists()
@@ -145,7 +145,7 @@ class SequenceOutput:
             print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, {where}")
         lines = self.tracks_path.read_text().splitlines() if self.tracks_path.exists() else []
         kept = lines[: stored["lines"] if stored else 0]
-        if len(lines) > len(kept):  # no mask of another run may stand beside those of this one
+        if len(lines) > len(kept):  # masks of another run must not mix with those of this one
             self._remove(lines[len(kept) :])
         if before and stored is None:
             for frame in (self.sequence.frames or [])[self.from_given :]:
@@ -170,11 +170,11 @@ class SequenceOutput:
 
     def _stored(self, path: Path) -> dict[str, Any] | None:
         try:
-            with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
+            with zipfile.ZipFile(path) as archive:  # torch itself does not check the checksums
                 if archive.testzip():
                     return None
             stored = torch.load(path, weights_only=True)
-        except Exception:  # not there, or damaged: as if there were none
+        except Exception:  # a missing or damaged state counts as none
             return None
         if (
             not isinstance(stored, dict)
@@ -188,7 +188,7 @@ class SequenceOutput:
         if frames is not None:
             there = (self.folder / f.output for f in frames[: stored["done"]])
             if sum(path.exists() and path.stat().st_size > 0 for path in there) < stored["lines"]:
-                return None  # predictions have been deleted since, or emptied as by a power cut
+                return None  # predictions were deleted, or emptied by a power cut
         return stored
 
     def _content(self, done: int) -> str:
@@ -207,7 +207,7 @@ class SequenceOutput:
         return hashlib.sha256(repr(self.digests[:done]).encode()).hexdigest()
 
     def _digest(self, path: Path, name: str) -> str:
-        """A hash of a file's content, which is read again only where its size or its time of change is another."""
+        """A hash of a file's content, which is read again only if its size or modification time has changed."""
         status = path.stat()
         entry = self.known.get(name)
         if entry is None or entry[:2] != [status.st_size, status.st_mtime_ns]:
@@ -217,14 +217,14 @@ class SequenceOutput:
         return entry[2]
 
     def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A mask that lies in the output folder already. Raises DataError where there is none of the frame's size."""
+        """A mask that is already in the output folder. Raises DataError if there is none of the frame's size."""
         semantic, track = read_panoptic(self.folder / frame.output, self.classes)
         if semantic.shape != image.shape[:2]:
             raise DataError(f"{self.folder / frame.output} has another size than its frame")
         return semantic, track
 
     def write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool = False) -> None:
-        """Write one prediction, in a thread of its own; `given` masks stay as they are."""
+        """Write one prediction, in a separate thread; `given` masks are not changed."""
         while len(self.pending) > 8:
             self.pending.pop(0).result()
         self.pending.append(self.writer.submit(self._write, frame, semantic, track, given))
@@ -239,12 +239,12 @@ class SequenceOutput:
             self.lines += 1
 
     def redraw(self, frame: InputFrame, image: np.ndarray | DataError) -> None:
-        """A frame of an earlier call: for the overlays alone."""
+        """Draw a frame of an earlier call; only for the overlays."""
         if not isinstance(image, DataError):
             self.overlays.write(frame, image, *read_panoptic(self.folder / frame.output, self.classes))
 
     def checkpoint(self, done: int, state: dict[str, Any], failures: list[str], always: bool = False) -> None:
-        """Save where the video stands, after all that was written before it. state: plain values and tensors."""
+        """Save the state of the video, after all earlier writes are done. state: plain values and tensors."""
         if not always and done % STATE_EVERY:
             return
         self.wait()
@@ -264,7 +264,7 @@ class SequenceOutput:
             self.pending.pop(0).result()
 
     def finish(self, done: int, state: dict[str, Any], failures: list[str]) -> list[str]:
-        """The video is complete: its overlays appear under their names. Returns what is to be said."""
+        """Finish a complete video: its overlays get their final names. Returns remarks for the user."""
         self.checkpoint(done, state, failures, always=True)
         self.tracks.close()
         remarks, self.overlays = self.overlays.finish(), None
@@ -272,7 +272,7 @@ class SequenceOutput:
         return remarks
 
     def close(self) -> None:
-        """Give up what is open, after an error; a finished video is not changed."""
+        """Discard open files after an error; a finished video is not changed."""
         self.writer.shutdown(cancel_futures=True)
         if self.tracks is not None:
             with contextlib.suppress(OSError):
@@ -286,7 +286,7 @@ def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str,
     """id, class, area in pixels, and box [left, top, right, bottom) of each segment; id 0 is a class without tracks."""
     height, width = semantic.shape
     key = track.astype(np.int64) * 256 + semantic
-    # Runs of equal pixels in a row: there are some hundred times fewer than pixels, and their ends give area and box.
+    # Work on runs of equal pixels in a row: there are about a hundred times fewer, and their ends give area and box.
     change = np.ones(key.shape, bool)
     change[:, 1:] = key[:, 1:] != key[:, :-1]
     start = np.flatnonzero(change)
@@ -323,7 +323,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _files_of(lines: list[str]) -> list[Path]:
-    """The masks that lines of tracks.jsonl name; what a kill cut off, or lies elsewhere, is left alone."""
+    """The masks named by lines of tracks.jsonl, without truncated lines and paths outside the folder."""
     names = []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -350,11 +350,11 @@ def note_run(
     restart: bool,
     space: LabelSpace = DEFAULT_SPACE,
 ) -> None:
-    """Leave word of where the frames and the weights are, and of classes that are not the default ones, for those who
-    look at the output later.
+    """Record where the frames and the weights are, and classes other than the default ones, for later readers of the
+    output.
 
-    Raises UsageError where masks of videos lie in the folder that this run does not make (with `restart` they go), or a
-    classes.json that no run has written and that has other classes.
+    Raises UsageError if the folder holds masks of videos that this run does not make (`restart` removes them), or a
+    classes.json with other classes that no run has written.
     """
     path, classes_path = folder / STATE_FOLDER / "run.json", folder / CLASSES_FILE
     before, stale = _read_json(path), {}
@@ -390,6 +390,6 @@ def note_run(
 
 
 def merge_tracks(folder: Path, names: list[str]) -> None:
-    """The parts of all videos as one tracks.jsonl."""
+    """Join the parts of all videos into one tracks.jsonl."""
     parts = (tracks_part(folder, name) for name in names)
     _write_whole(folder / TRACKS, b"".join(part.read_bytes() for part in parts if part.exists()))

@@ -1,4 +1,4 @@
-"""Video files in and out, through PyAV (FFmpeg), a frame at a time: memory does not grow with their length."""
+"""Read and write video files through PyAV (FFmpeg), one frame at a time, so memory does not grow with their length."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ VIDEO_SUFFIXES = (
     ".ogv", ".mxf", ".y4m",
 )  # fmt: skip
 PICTURE_COVER = av.stream.Disposition.attached_pic
-GIF_RATE = 50  # frames a second: a GIF counts hundredths of a second, and players slow down below two of them
-# Bytes after which a film of these kinds ends: they pack badly, and browsers give up on large ones.
+GIF_RATE = 50  # frames a second: a GIF counts hundredths of a second, and players slow down frames shorter than two
+# Bytes after which films of these kinds end: they compress badly, and browsers give up on large ones.
 LARGEST = {"gif": 50_000_000, "webp": 50_000_000}
 
 
@@ -29,8 +29,8 @@ def is_stream(source: object) -> bool:
 
 @contextlib.contextmanager
 def _opened(source: str | Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream; what is a cover picture is none. Raises DataError."""
-    how: dict[str, Any] = {"options": {"protocol_whitelist": "file"}}  # a playlist in a video's clothes opens no more
+    """The container and its video stream; a cover picture does not count. Raises DataError."""
+    how: dict[str, Any] = {"options": {"protocol_whitelist": "file"}}  # a disguised playlist opens only local files
     name = str(source)
     if is_stream(source):
         how = {"timeout": 20.0} | ({"format": "v4l2"} if name.startswith("/dev/") else {})
@@ -47,7 +47,7 @@ def _opened(source: str | Path) -> Iterator[tuple[Any, Any]]:
 
 
 def read_video(source: str | Path) -> Iterator[np.ndarray]:
-    """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright. Raises DataError where none can be had."""
+    """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright. Raises DataError if it cannot be read."""
     with _opened(source) as (container, stream):
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
@@ -58,20 +58,20 @@ def read_video(source: str | Path) -> Iterator[np.ndarray]:
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """An image (H, W, 3) turned and mirrored as the display matrix of its video says.
+    """Turn and mirror an image (H, W, 3) by the display matrix of its video.
 
-    matrix: int32 (9,), of which a, b, c, d = 0, 1, 3, 4 send a pixel (x, y) to (a x + c y, b x + d y).
+    matrix: int32 (9,); its entries a, b, c, d = 0, 1, 3, 4 map a pixel (x, y) to (a x + c y, b x + d y).
     """
     if matrix is None:
         return image
     a, b, c, d = (int(v) for v in matrix[[0, 1, 3, 4]])
-    if abs(b) + abs(c) > abs(a) + abs(d):  # x and y change places
+    if abs(b) + abs(c) > abs(a) + abs(d):  # x and y are swapped
         image, a, d = image.swapaxes(0, 1), c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def video_length(source: str | Path) -> tuple[float | None, int | None]:
-    """Frames a second and number of frames, as the file's header has them; None where it does not say."""
+    """Frames a second and number of frames from the file's header; None if unknown."""
     try:
         with _opened(source) as (_, stream):
             return float(stream.average_rate) if stream.average_rate else None, stream.frames or None
@@ -80,7 +80,7 @@ def video_length(source: str | Path) -> tuple[float | None, int | None]:
 
 
 class VideoWriter:
-    """Write frames to a gif, mp4 or webp as they come; the file appears under its name when it is whole.
+    """Write frames to a gif, mp4 or webp as they come; the file gets its name when it is complete.
 
     >>> with VideoWriter("overlay.gif", fps=10) as video:
     ...     video.write(frame)  # uint8 (H, W, 3), all of one size
@@ -90,11 +90,11 @@ class VideoWriter:
         self.path, self.fps = Path(path), Fraction(fps).limit_denominator(1000)
         self.container = self.stream = self.graph = None
         self.size: tuple[int, int] | None = None
-        self.count, self.bytes, self.ended = 0, 0, None  # frames so far, and after how many the film is full
+        self.count, self.bytes, self.ended = 0, 0, None  # number of frames so far, and at which the film was full
 
     def __enter__(self) -> "VideoWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = self.path.with_name(f".{self.path.name}.part")  # one name: a killed run's is written over
+        self.temporary = self.path.with_name(f".{self.path.name}.part")  # a fixed name, to overwrite a killed run's
         self.temporary.touch()
         return self
 
@@ -112,7 +112,7 @@ class VideoWriter:
             self.temporary.unlink(missing_ok=True)
 
     def write(self, frame: np.ndarray) -> None:
-        """Raises DataError where the frame's size is not the first one's."""
+        """Raises DataError if the frame has another size than the first one."""
         if self.size is None:
             self.size = frame.shape[:2]
             self._open(*self.size)
@@ -149,7 +149,7 @@ class VideoWriter:
             self.container.options["loop"] = "0"
 
     def _palette_graph(self):
-        """A palette for each frame, so that a GIF can be written as it goes and its colours are true."""
+        """A palette for each frame, so that a GIF can be written frame by frame with true colours."""
         graph = av.filter.Graph()
         source = graph.add_buffer(width=self.width, height=self.height, format="rgb24", time_base=1 / self.fps)
         split = graph.add("split")
