@@ -1,6 +1,6 @@
-"""What visualize.ipynb shows of an inference: films, errors, and plots of its figures, its tracks and its training.
+"""Draw what visualize.ipynb shows: films, errors, and plots of an inference's figures, tracks and training.
 
-Needs matplotlib (of the `dev` packages), which nothing else here does.
+Only this file needs matplotlib (one of the `dev` packages).
 """
 
 import base64
@@ -30,7 +30,7 @@ ERRORS = {"right": RIGHT, "wrong class": WRONG_CLASS, "right class, wrong track"
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-FILMS = {  # name -> the picture of a frame, with colours for colour-blind people or without
+FILMS = {  # name -> function of a frame and colorblind that draws the picture
     "video": lambda f, colorblind: f.image,
     "panoptic": lambda f, colorblind: render.draw_panoptic(f.semantic, f.track, colorblind, True, f.space),
     "semantic": lambda f, colorblind: render.draw_semantic(f.semantic, colorblind, f.space),
@@ -49,7 +49,7 @@ def film(frames: Sequence[Shown], name: str, colorblind: bool = False) -> Iterat
 
 
 def at_width(frame: Shown, width: int) -> Shown:
-    """A frame no wider than `width`, so that what is written on it is written in the size in which it is seen."""
+    """A frame scaled down to at most `width`, so that text is drawn in the size in which it is shown."""
     height, full = frame.semantic.shape
     if full <= width:
         return frame
@@ -78,7 +78,7 @@ def write_gif(path: str | Path, pictures: Iterable[np.ndarray], fps: float = 10.
 def gif_html(
     frames: Sequence[Shown], name: str, colorblind: bool = False, width: int = 320, most: int = 6, fps: float = 10.0
 ) -> str:
-    """One of `FILMS` as a small moving preview, HTML with the GIF inside: `most` frames at most, in 128 colours."""
+    """One of `FILMS` as a small moving preview: HTML with an embedded GIF of at most `most` frames in 128 colours."""
     every = -(-len(frames) // most)
     small = [Image.fromarray(p) for p in film([at_width(f, width) for f in frames[::every]], name, colorblind)]
     palette = Image.fromarray(np.concatenate([np.asarray(p) for p in small])).quantize(128)
@@ -95,7 +95,7 @@ def gif_html(
 
 
 def as_jpeg(picture: np.ndarray, width: int = PAGE, quality: int = 75) -> bytes:
-    """A photograph for the page, no wider than `width`."""
+    """A photograph as JPEG for the page, at most `width` wide."""
     image = Image.fromarray(picture)
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
@@ -105,7 +105,7 @@ def as_jpeg(picture: np.ndarray, width: int = PAGE, quality: int = 75) -> bytes:
 
 
 def as_png(picture: np.ndarray) -> bytes:
-    """A drawing of few colours for the page."""
+    """A drawing with few colours as PNG for the page."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -119,7 +119,7 @@ def as_png(picture: np.ndarray) -> bytes:
 def match_tracks(frames: Sequence[Shown]) -> dict[tuple[str, int, int], int]:
     """(sequence, class, id) of each true track -> the predicted id that shares most pixels with it over the video.
 
-    One to one, the largest overlaps first; a true track that is left without any is not in the result.
+    One to one, the largest overlaps first. Unmatched true tracks are not in the result.
     """
     overlap: dict[tuple[str, int, int, int], int] = {}
     for frame in frames:
@@ -146,7 +146,7 @@ def _counts(columns: np.ndarray) -> tuple[list[tuple[int, ...]], list[int]]:
 
 
 def error_map(frame: Shown, partners: Mapping[tuple[str, int, int], int]) -> np.ndarray:
-    """What is wrong in a frame with truth: uint8 (H, W), the position in `ERRORS`. Crowd counts by its class alone."""
+    """The errors in a frame with truth: uint8 (H, W), positions in `ERRORS`. For crowd only the class counts."""
     semantic, track = frame.truth
     errors = np.where(frame.semantic == semantic, 0, 1).astype(np.uint8)
     for (c, g), _ in zip(*_counts(np.stack([semantic[track > 0].astype(np.int64), track[track > 0]])), strict=True):
@@ -157,12 +157,12 @@ def error_map(frame: Shown, partners: Mapping[tuple[str, int, int], int]) -> np.
 
 
 def draw_errors(errors: np.ndarray) -> np.ndarray:
-    """An error map in colours that all kinds of colour vision tell apart."""
+    """An error map in colours that people with any colour vision can distinguish."""
     return np.array(list(ERRORS.values()), np.uint8)[errors]
 
 
 def comparison(frames: Sequence[Shown], rows: int = 3, colorblind: bool = False) -> np.ndarray:
-    """input | truth | prediction | errors of a few frames, evenly spread; without truth input | prediction."""
+    """input | truth | prediction | errors of a few frames, evenly spaced; without truth: input | prediction."""
     chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(rows, len(frames))).round().astype(int)]
     partners = match_tracks(frames)
     with_truth = all(f.truth is not None for f in chosen)
@@ -180,7 +180,7 @@ def comparison(frames: Sequence[Shown], rows: int = 3, colorblind: bool = False)
 
 
 def error_strip(frames: Sequence[Shown], columns: int = 8, width: int = 150) -> np.ndarray:
-    """The error maps of all frames with truth, small, in reading order, with their legend."""
+    """Small error maps of all frames with truth, in reading order, with a legend."""
     partners = match_tracks(frames)
     maps = (draw_errors(error_map(f, partners)) for f in frames if f.truth is not None)
     height = round(width * frames[0].semantic.shape[0] / frames[0].semantic.shape[1])
@@ -195,9 +195,9 @@ def error_strip(frames: Sequence[Shown], columns: int = 8, width: int = 150) -> 
 
 
 def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = False) -> np.ndarray:
-    """What a sampler was given (three of the noisy bits as red, green and blue) and the estimate that followed.
+    """The input of a sampler (three of the noisy bits as red, green and blue) above the estimate that it gives.
 
-    steps: of `model.stream.denoising.denoising_steps`; the first, the last and some between, more of the early ones.
+    steps: from `model.stream.denoising.denoising_steps`. Shows the first, the last and some between, mostly early ones.
     """
     share = np.linspace(0, 1, min(columns, len(steps))) ** 1.5
     chosen = sorted(set((share * (len(steps) - 1)).round().astype(int).tolist()))
@@ -218,12 +218,12 @@ def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = F
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Plots: white, so that they are readable on dark pages too
+# Plots: on white, so that they are readable on dark pages
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def plot_errors(frames: Sequence[Shown]) -> plt.Figure:
-    """Share of wrong pixels, frame by frame, of the pixels that have a truth."""
+    """Share of wrong pixels in each frame, among the pixels with truth."""
     partners = match_tracks(frames)
     names = list(ERRORS)
     figure, axes = _axes(8, 2.4)
@@ -244,7 +244,7 @@ def plot_errors(frames: Sequence[Shown]) -> plt.Figure:
 
 
 def plot_quality(result: dict[str, Any], colorblind: bool = False) -> plt.Figure:
-    """STQ and its parts, in all and for each sequence, and the IoU of each class; of `metrics.Evaluation.result()`."""
+    """STQ and its parts, in total and by sequence, and the IoU of each class, from `metrics.Evaluation.result()`."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 3.2), facecolor="white", dpi=85, layout="constrained", width_ratios=(1, 1.6)
     )
@@ -274,7 +274,7 @@ def plot_quality(result: dict[str, Any], colorblind: bool = False) -> plt.Figure
 def plot_tracks(
     lives: Mapping[int, tuple[int, list[int]]], title: str, colorblind: bool = False, longest: int = 30
 ) -> plt.Figure:
-    """Which id lives from when to when, in the tracks' own colours; of more than `longest` tracks the longest."""
+    """The frames in which each track lives, in its colour; at most the `longest` longest tracks."""
     chosen = sorted(sorted(lives, key=lambda t: -len(lives[t][1]))[:longest])
     figure, axes = _axes(8, 0.9 + 0.2 * max(len(chosen), 1))
     for row, track in enumerate(chosen):
@@ -291,12 +291,12 @@ def plot_tracks(
 
 
 def plot_losses(log: str | Path) -> plt.Figure:
-    """The losses of a training run, smoothed, and the validation figures where there are any."""
+    """The losses of a training run, smoothed, and its validation figures, if any."""
     entries = []
     for line in Path(log).read_text().splitlines():
         try:
             entries.append(json.loads(line))
-        except ValueError:  # the half line of a run that goes on
+        except ValueError:  # an incomplete line of a run in progress
             continue
     figure, axes = _axes(8, 2.8)
     for name, color in (("semantic", _color(WRONG_CLASS)), ("instance", _color(WRONG_TRACK)), ("loss", "#333333")):

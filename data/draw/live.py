@@ -1,7 +1,7 @@
-"""Frames and their masks in a browser while inference runs: a page on this machine, fed as frames come.
+"""Show frames and their masks in a browser while inference runs: a page that this machine serves.
 
-The page is served on 127.0.0.1 alone, by the standard library. The drawing has a thread of its own and takes the newest
-frame each time, so that it never holds inference up: a slow browser sees fewer frames.
+The page is served only on 127.0.0.1, by the standard library. A separate thread draws, each time the newest frame, so
+inference never waits: a slow browser sees fewer frames.
 """
 
 import io
@@ -23,7 +23,7 @@ from data.labels import DEFAULT_SPACE, LabelSpace
 
 WIDTH = 960  # pixels of a frame, at most
 BOUNDARY = b"--frame\r\n"
-REPEAT = 0.5  # seconds without a new picture after which the last is sent again: Chrome shows one when the next comes
+REPEAT = 0.5  # seconds without a new picture, then the last is sent again: Chrome shows a picture when the next comes
 PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Live panoptic segmentation</title>
 <style>body{background:#111;color:#eee;font:16px system-ui;margin:1em;text-align:center}img{max-width:100%}</style>
 <img src="stream" alt="The newest frame, and the frame under its mask"><p role="status" id="state">waiting</p>
@@ -39,12 +39,12 @@ tell();
 
 
 class Live:
-    """The page; `show` each frame, then `close`. `address` is where it is."""
+    """The page: call `show` for each frame, then `close`. `address` is its URL."""
 
     def __init__(self, colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE):
         self.look = {"colorblind": colorblind, "space": space}
         self.new = threading.Condition()
-        self.waiting: tuple | None = None  # the newest frame that is not drawn
+        self.waiting: tuple | None = None  # the newest frame, not drawn yet
         self.picture: bytes | None = None
         self.frames, self.times, self.closed = 0, deque(maxlen=20), False
         self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"live": self}))
@@ -53,7 +53,7 @@ class Live:
             threading.Thread(target=work, daemon=True).start()
 
     def open(self) -> None:
-        """Say where the page is, and open it where the machine has a display."""
+        """Print the address of the page, and open it if the machine has a display."""
         print(f"live: {self.address}", flush=True)
         if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
             webbrowser.open(self.address)
@@ -75,12 +75,12 @@ class Live:
 
     @property
     def state(self) -> dict[str, float]:
-        """Frames so far, and frames a second of the last 20."""
+        """Number of frames so far, and frames a second over the last 20."""
         seconds = self.times[-1] - self.times[0] if len(self.times) > 1 else 0
         return {"frames": self.frames, "rate": (len(self.times) - 1) / seconds if seconds else 0.0}
 
     def next_picture(self, before: bytes | None) -> bytes | None:
-        """The newest JPEG, once there is another than `before`, or again after REPEAT; None when the page is closed."""
+        """Wait for another JPEG than `before`; after REPEAT return the old one. None when the page is closed."""
         with self.new:
             self.new.wait_for(lambda: self.closed or self.picture is not before, REPEAT if before else None)
             return None if self.closed else self.picture
@@ -106,7 +106,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """A browser that leaves in the middle of an answer is no error to report."""
+        """Report nothing: a browser may leave in the middle of an answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _stream(self) -> None:
-        """Pictures that replace one another, until the page or the browser is closed."""
+        """Send pictures, each in place of the last, until the page or the browser is closed."""
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
@@ -141,5 +141,5 @@ class _Handler(BaseHTTPRequestHandler):
         picture = None
         while (picture := self.live.next_picture(picture)) is not None:
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
-            # The boundary after the picture comes at once: a browser shows a picture when it has seen where it ends
+            # Send the boundary at once: a browser shows a picture only when it has seen its end
             self.wfile.write(head + picture + b"\r\n" + BOUNDARY)

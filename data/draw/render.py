@@ -1,8 +1,8 @@
 """Drawing: classes in the Cityscapes palette, tracks in stable distinct colours, outlines, names, overlays, strips.
 
 All functions take and return uint8 RGB arrays (H, W, 3); semantic is uint8 (H, W) with 255 = void, track integer
-(H, W), 0 = none. Colours are a function of the class and of the id alone, so that they are the same in every frame and
-run. With `colorblind` both come from palettes that stay apart in all common kinds of colour vision.
+(H, W), 0 = none. Colours depend only on the class and the id, so they are the same in every frame and run. With
+`colorblind` both come from palettes that people with all common kinds of colour vision can distinguish.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.labels import DEFAULT_SPACE, MAX_ID, VOID, LabelSpace
 
-# Saturation and value of ids in turn. Hues are golden-ratio steps apart, nearly the same again after a Fibonacci number
-# of steps; of those, only 5 and 55 meet the same pair here.
+# Ids take these pairs of saturation and value in turn. Hues are golden-ratio steps apart, so they nearly repeat after a
+# Fibonacci number of steps; of these numbers only 5 and 55 also repeat the pair.
 SHADES = np.array([(0.65, 1.0), (0.95, 0.75), (0.45, 0.95), (0.85, 1.0), (0.75, 0.55)])
 GOLDEN = 0.618_033_988_75
 
-# Found by search: the smallest distance of two colours in CIELAB, as people with normal vision, protanopia,
-# deuteranopia and tritanopia see them (Machado et al. 2009), is 21 among classes (Cityscapes: 3) and 21 among tracks.
+# Found by search. The smallest distance of two colours in CIELAB, for people with normal vision, protanopia,
+# deuteranopia and tritanopia (Machado et al. 2009), is 21 among classes (Cityscapes: 3) and 21 among tracks.
 COLORBLIND_CLASSES = (
     (93, 74, 71), (175, 190, 196), (158, 79, 44), (81, 13, 68), (191, 165, 96), (233, 250, 250), (240, 154, 9),
     (250, 239, 23), (25, 155, 116), (166, 250, 174), (112, 203, 250), (207, 88, 20), (190, 106, 180), (31, 68, 133),
@@ -37,7 +37,7 @@ COLORBLIND_TRACKS = (
 
 
 def class_colors(colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE) -> np.ndarray:
-    """Colours of the classes: uint8 (256, 3); void is black. The colour-blind palette starts again after 19 classes."""
+    """Colours of the classes: uint8 (256, 3); void is black. The colour-blind palette repeats after 19 classes."""
     colors = space.palette.copy()
     if colorblind:
         count = len(space.classes)
@@ -48,7 +48,7 @@ def class_colors(colorblind: bool = False, space: LabelSpace = DEFAULT_SPACE) ->
 def track_colors(count: int, colorblind: bool = False) -> np.ndarray:
     """Colours of the track ids 0..count-1: uint8 (count, 3); 0, no track, is white.
 
-    Ids that follow one another differ most. The colour-blind palette starts again after twelve ids.
+    Successive ids differ most. The colour-blind palette repeats after twelve ids.
     """
     i = np.arange(count)
     if colorblind:
@@ -65,7 +65,7 @@ def track_colors(count: int, colorblind: bool = False) -> np.ndarray:
 
 @cache
 def _packed(colorblind: bool, space: LabelSpace | None = None) -> np.ndarray:
-    """A colour table as uint32, so that colouring an image is one look-up a pixel: of a space's classes (256,), or of
+    """A colour table as uint32, so that colouring takes one look-up a pixel: for the classes of a space (256,), or for
     tracks (65536,)."""
     colors = track_colors(MAX_ID + 1, colorblind) if space is None else class_colors(colorblind, space)
     return np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
@@ -76,7 +76,7 @@ def _unpacked(packed: np.ndarray) -> np.ndarray:
 
 
 def _packed_tracks(track: np.ndarray, colorblind: bool) -> np.ndarray:
-    return _packed(colorblind)[track & MAX_ID]  # ids beyond those that files can hold start again
+    return _packed(colorblind)[track & MAX_ID]  # ids above MAX_ID start again from 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def draw_panoptic(
     labels: bool = False,
     space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
-    """Classes in their colours, tracks in theirs, with outlines between segments; with `labels` also their names."""
+    """Classes and tracks in their colours, tracks with outlines; with `labels` also names."""
     packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed(colorblind, space)[semantic])
     picture = _unpacked(packed)
     picture[outlines(semantic, track)] = 255
@@ -109,7 +109,7 @@ def draw_panoptic(
 
 
 def outlines(semantic: np.ndarray, track: np.ndarray) -> np.ndarray:
-    """Where a tracked segment ends: bool (H, W), the pixels inside it at its border."""
+    """The outlines of tracked segments: bool (H, W), the pixels inside a segment at its border."""
     key = track.astype(np.int64 if track.dtype.itemsize > 4 else np.int32) * 256 + semantic
     across, down = key[:, 1:] != key[:, :-1], key[1:] != key[:-1]
     border = np.zeros(key.shape, bool)
@@ -129,7 +129,7 @@ def overlay(
     labels: bool = True,
     space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
-    """The panoptic drawing over the image; void stays as it is. With `labels` large segments carry their names."""
+    """The panoptic drawing over the image; void shows the image. With `labels` large segments get their names."""
     packed = np.where(track > 0, _packed_tracks(track, colorblind), _packed(colorblind, space)[semantic])
     share = round(256 * opacity)
     mixed = image.astype(np.uint16) * np.uint16(256 - share)  # 255 * 256 fits into 16 bits
@@ -161,16 +161,16 @@ def draw_labels(
     size: int | None = None,
     space: LabelSpace = DEFAULT_SPACE,
 ) -> np.ndarray:
-    """Write `car 3` on tracked segments and `road` on others, each where it fits; small segments stay without.
+    """Write `car 3` on tracked segments and `road` on others, where the text fits; small segments get none.
 
-    size: of the text in pixels, by default in proportion to the picture.
+    size: of the text in pixels; by default in proportion to the picture.
     """
     size = size or int(np.clip(picture.shape[0] / 26, 10, 28))
     typeface = font(size)
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
     stroke = max(1, size // 10)
-    grid = 4  # the places that are tried, in pixels apart
+    grid = 4  # pixels between the places that are tried
     coarse = track[::grid, ::grid].astype(np.int64) * 256 + semantic[::grid, ::grid]
     for key in _large_first(coarse, size * size // grid**2):
         name = label_of(int(key & 255), int(key >> 8), space)
@@ -196,8 +196,8 @@ def _large_first(keys: np.ndarray, smallest: int) -> np.ndarray:
 
 
 def _place(inside: np.ndarray, height: int, width: int) -> tuple[float, float] | None:
-    """The middle (y, x) of a text-sized window within a segment: of one with room around it, where there is one, else
-    of the one that lies inside best; None where less than 0.8 of it would. Of equals the nearest to the middle.
+    """The middle (y, x) of a text-sized window in a segment: of one with room around it if possible, else of the one
+    that lies inside most; None if less than 0.8 of it would. Among equals, the nearest to the segment's middle.
     """
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     inside = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -242,7 +242,7 @@ def strip(rows: list[list[np.ndarray]], gap: int = 4, titles: Sequence[str] = ()
 
 
 def fit(picture: np.ndarray, height: int, width: int, smooth: bool = False) -> np.ndarray:
-    """A picture at another size, its aspect kept, centred on black; `smooth` for photographs, not for label maps."""
+    """Resize a picture, with its aspect, centred on black; `smooth` for photographs, not for label maps."""
     if picture.shape[:2] == (height, width):
         return picture
     scale = min(height / picture.shape[0], width / picture.shape[1])

@@ -1,6 +1,6 @@
-"""An inference as it lies in its folder: its frames with predictions and truth, and the lives of its tracks.
+"""Read an inference from its folder: its frames with predictions and truth, and the lives of its tracks.
 
-For looking at it (visualize.ipynb); inference itself writes through data/io/predictions.py.
+Only for viewing (visualize.ipynb); inference itself writes through data/io/predictions.py.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from data.labels import DEFAULT_SPACE, VOID, DataError, LabelSpace, label_space_
 from data.sets.frames import natural_key
 
 DEMO = Path("results/demo")
-# Predictions, and the frames that they are of, where inference.py and the demo put them by default.
+# Default folders of predictions and of their frames, of inference.py and of the demo.
 PLACES = (
     (Path("data/output"), Path("data/input")),
     (DEMO / "output", DEMO / "world/kitti_out/video_sequence/test"),
 )
 RUN = ".inference/run.json"  # in an output folder: the input folder and the checkpoint of the last inference
-KEPT = 256 << 20  # bytes of frames that stay in memory; those beyond are read again each time
+KEPT = 256 << 20  # bytes of frames kept in memory; other frames are read again each time
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Where an inference lies: its predictions, the frames, and the checkpoint where it is known."""
+    """The paths of an inference: its predictions, its frames, and its checkpoint if known."""
 
     output: Path
     inputs: Path
@@ -56,9 +56,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class Frames(Sequence[Shown]):
-    """Frames that are read when they are asked for, so that memory does not grow with the video.
+    """Frames that are read on demand, so that memory does not grow with the video.
 
-    read: number of a frame -> the frame; numbers: of those that these are. A slice of Frames is Frames.
+    read: number of a frame -> the frame; numbers: those of these frames. A slice of Frames is Frames.
     """
 
     read: Callable[[int], Shown]
@@ -81,14 +81,14 @@ class Frames(Sequence[Shown]):
         return frame
 
     def where(self, wanted: Callable[[Shown], bool]) -> "Frames":
-        """Those that are wanted."""
+        """The frames for which `wanted` is true."""
         return dataclasses.replace(self, numbers=[n for n, f in zip(self.numbers, self, strict=True) if wanted(f)])
 
 
 def last_inference(output: str | Path | None = None, inputs: str | Path | None = None) -> Inference | None:
-    """The inference in `output`, by default in data/output, else the demo's; None where neither has predictions.
+    """The inference in `output`; by default in data/output, else the demo's; None if neither has predictions.
 
-    Raises DataError for an `output` that has none.
+    Raises DataError for an `output` without predictions.
     """
     places = PLACES if output is None else ((Path(output), dict(PLACES).get(Path(output), PLACES[0][1])),)
     for folder, usual in places:
@@ -106,11 +106,11 @@ def last_inference(output: str | Path | None = None, inputs: str | Path | None =
 
 
 def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None = None) -> Frames:
-    """The first `limit` predictions in order, each with its frame, and with its truth where there is one: those that
-    tracks.jsonl lists, or all in the folder where it is missing.
+    """The first `limit` predictions in order, each with its frame and, if there is one, its truth: those listed in
+    tracks.jsonl, or all in the folder if that is missing.
 
     truth: folder of ground truth; by default the folder of the frames, where KITTI-STEP and the built-in world keep
-    it. Frames that are not found are shown in grey. Reading one raises DataError where its prediction is damaged.
+    it. Missing frames are shown in grey. Reading a frame raises DataError if its prediction is damaged.
     """
     listed = _listed(inference.output)
     names = list(listed)[:limit]
@@ -150,7 +150,7 @@ def _listed(output: Path) -> dict[Path, tuple[str, int]]:
 
 
 def _images(inputs: Path | str, names: list[Path]) -> dict[Path, Path | bytes]:
-    """Predictions' names -> image files; of a video's frames, JPEGs in memory, as it is read but once."""
+    """Names of predictions -> image files; for a video JPEGs in memory, because it is read only once."""
     images: dict[Path, Path | bytes] = {}
     try:
         for sequence in find_sequences(inputs):
@@ -171,7 +171,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _truths(folder: Path, inference: Inference, names: list[Path]) -> dict[Path, LabelFile]:
-    """Predictions' names -> their truth, paired as evaluate.py does."""
+    """Names of predictions -> their truth, paired as in evaluate.py."""
     split = folder.name if folder.name in ("train", "test") else "val"
     try:
         truths = find_labels(folder, split, {})
@@ -193,9 +193,9 @@ def _sequence_of(name: Path) -> tuple[str, int]:
 
 
 def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, tuple[int, list[int]]]]:
-    """{sequence: {id: (class, frames in which it has `smallest` pixels or more)}} of tracks.jsonl.
+    """{sequence: {id: (class, frames in which it has `smallest` pixels or more)}} from tracks.jsonl.
 
-    Where that is missing, as after an inference that was cut off, the same from the masks.
+    If that is missing, as after an interrupted inference, from the masks.
     """
     lives: dict[str, dict[int, tuple[int, list[int]]]] = {}
     path = inference.output / TRACKS
@@ -215,6 +215,6 @@ def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, 
 
 
 def newest_log(folder: str | Path = "results") -> Path | None:
-    """log.jsonl of the training run under a folder that went on last."""
+    """The most recently written log.jsonl beneath a folder."""
     logs = Path(folder).glob("**/log.jsonl")
     return max(logs, key=lambda p: p.stat().st_mtime, default=None)

@@ -1,10 +1,10 @@
-"""The viewer: one self-contained HTML page for a video, its masks, its tracks and, where truth is given, its errors.
+"""The viewer: one self-contained HTML page for a video, its masks, its tracks and, with truth, its errors.
 
     with Page(folder / "street_view.html") as page:
         for frame in frames:
             page.add(image, semantic, track)
 
-    python -m data.draw.viewer OUTPUT_FOLDER           the same for an inference that lies in its folder
+    python -m data.draw.viewer OUTPUT_FOLDER           the same for the folder of an inference
 
 `page.py` writes the page, `coding.py` packs a frame, `errors.py` compares two label maps, `folders.py` reads an output
 folder. The page's own source is `page.html`, `page.css` and the `.js` files beside them.

@@ -1,16 +1,16 @@
-"""How a frame is packed for the page: its picture as WebP or JPEG, its label maps without loss.
+"""Pack a frame for the page: its picture as WebP or JPEG, its label maps without loss.
 
-A label map is coded as a table of its segments and the pixels that its neighbours do not predict. A pixel is predicted
-to be like its left neighbour where the two pixels above that pair are equal, and like the one above it elsewhere. Masks
-have smooth borders, so one pixel in a hundred is left.
+A label map is coded as a table of its segments, and the pixels that their neighbours do not predict. A pixel is
+predicted to equal its left neighbour if the two pixels above the pair are equal, else the pixel above it. Masks have
+smooth borders, so one pixel in a hundred is left.
 
-A picture is whole, or it is transparent but for the blocks that have changed since the last whole one, its key, over
-which it is drawn: where the camera stands, a third of the bytes. Any frame can be shown with its key alone.
+A picture is either whole or shows only the blocks that have changed since the last whole one, its key; the rest is
+transparent. It is drawn over its key, and needs no other frame. With a still camera this takes a third of the bytes.
 
     frame  = length of the packed maps (4 bytes, little endian), the packed maps (raw deflate), the picture
     maps   = one after the other: number of segments, then (segment, area) of each; number of exceptions, bytes of the
              skips, the skips, the values
-    all numbers are varints: seven bits a byte, the lowest first, the highest bit set where another byte follows
+    all numbers are varints: seven bits a byte, the lowest first, the highest bit set if another byte follows
 
 `store.js` reads this, and so does `unpack` here.
 """
@@ -33,12 +33,12 @@ CLASS_BITS = 8  # a segment's key is track << 8 | class
 
 
 def shown_size(height: int, width: int, most: int) -> tuple[int, int]:
-    """(height, width) of a frame that is shown at most `most` pixels wide, its aspect kept."""
+    """(height, width) of a frame shown at most `most` pixels wide, with its aspect."""
     return (height, width) if width <= most else (max(1, round(height * most / width)), most)
 
 
 def fit_labels(labels: np.ndarray, size: tuple[int, int], fill: int) -> np.ndarray:
-    """A label map at another size: of each pixel the one beneath its middle; the aspect kept, centred on `fill`."""
+    """A label map at another size, by nearest neighbour, with its aspect, centred on `fill`."""
     if labels.shape == size:
         return labels
     h, w = _inside(labels.shape, size)
@@ -50,7 +50,7 @@ def fit_labels(labels: np.ndarray, size: tuple[int, int], fill: int) -> np.ndarr
 
 
 def fit_picture(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A photograph at another size, placed as `fit_labels` places its labels, on black."""
+    """A photograph at another size, placed as in `fit_labels`, on black."""
     picture = Image.fromarray(image)
     if image.shape[:2] == size:
         return picture
@@ -66,20 +66,20 @@ def _inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 class PictureCoder:
-    """The pictures of a film, all of one size, each as WebP: whole, or what has changed since the last whole one.
+    """The pictures of a film, all of one size, each as WebP: whole, or only the changes since the last whole one.
 
-    JPEG and always whole where this Pillow has no WebP.
+    If this Pillow has no WebP: JPEG, and always whole.
     """
 
     BLOCK = 16  # pixels, as WebP's own blocks
-    CELL = 4  # pixels whose mean is compared, so that the noise of a sensor is no change
-    CHANGE, DRIFT = 10, 3  # of a cell's mean, and of a block's, in any colour, from which on it has changed
-    MOST = 0.6  # share of the blocks: with more of them a picture is whole
+    CELL = 4  # pixels; means of cells are compared, so that sensor noise is no change
+    CHANGE, DRIFT = 10, 3  # of a cell's and of a block's mean, in any colour: above it counts as changed
+    MOST = 0.6  # share of changed blocks: above it a picture is whole
 
     def __init__(self, quality: int):
         self.quality = quality
         self.key: np.ndarray | None = None  # the cells of the last whole picture
-        self.key_bytes = self.least = self.more = 0  # its size, the least change since, and what others were above that
+        self.key_bytes = self.least = self.more = 0  # bytes: its own, the least change since, the others' excess
 
     def code(self, picture: Image.Image) -> tuple[bytes, bool]:
         """The picture's bytes, and whether it is whole."""
@@ -106,14 +106,14 @@ class PictureCoder:
         return buffer.getvalue()
 
     def _cells(self, pixels: np.ndarray) -> np.ndarray:
-        """Means of square cells, float32 (rows, columns, 3); the last ones are filled up with the border."""
+        """Means of square cells, float32 (rows, columns, 3); the border is repeated to fill the last ones."""
         height, width = (-n % self.CELL for n in pixels.shape[:2])
         pixels = np.pad(pixels, ((0, height), (0, width), (0, 0)), "edge").astype(np.float32)
         rows, columns = (n // self.CELL for n in pixels.shape[:2])
         return pixels.reshape(rows, self.CELL, columns, self.CELL, 3).mean((1, 3))
 
     def _changed(self, difference: np.ndarray) -> np.ndarray:
-        """Which blocks have changed, by the difference of their cells (rows, columns, 3)."""
+        """The blocks that have changed, by the difference of their cells (rows, columns, 3)."""
         side = self.BLOCK // self.CELL
         rows, columns = (-n % side for n in difference.shape[:2])
         padded = np.pad(difference, ((0, rows), (0, columns), (0, 0)))
@@ -128,21 +128,21 @@ class PictureCoder:
 
 
 def runs_of(semantic: np.ndarray, track: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and lengths of the runs of equal pixels, in reading order: a hundred times fewer than pixels."""
+    """Keys and lengths of the runs of equal pixels, in reading order; about a hundred times fewer than pixels."""
     key = (track.astype(np.int64) << CLASS_BITS | semantic).ravel()
     start = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
     return key[start], np.diff(start, append=key.size)
 
 
 def areas_of(semantic: np.ndarray, track: np.ndarray) -> dict[int, int]:
-    """{key: pixels} of each segment."""
+    """{key: number of pixels} of each segment."""
     keys, lengths = runs_of(semantic, track)
     found, run = np.unique(keys, return_inverse=True)
     return dict(zip(found.tolist(), np.bincount(run, lengths).astype(int).tolist(), strict=True))
 
 
 def code_map(semantic: np.ndarray, track: np.ndarray, areas: dict[int, int], numbers: dict[int, int]) -> bytes:
-    """One label map at its shown size. areas: of all segments in the full frame; numbers: of each key in the page."""
+    """Code a label map at its shown size. areas: of all segments in the full frame; numbers: by key, in the page."""
     keys, lengths = runs_of(semantic, track)
     table = np.unique(np.append(keys, np.fromiter(areas, np.int64, len(areas))))
     if table.size > 1 << 16:
@@ -156,11 +156,11 @@ def code_map(semantic: np.ndarray, track: np.ndarray, areas: dict[int, int], num
 
 
 def predicted(index: np.ndarray) -> np.ndarray:
-    """What a pixel's neighbours say of it: the left one, or the upper one where the row above has a border here."""
+    """Predict each pixel from its neighbours: the upper one if the row above has a border here, else the left one."""
     guess = np.empty_like(index)
     guess[0, 0] = 0
     guess[0, 1:] = index[0, :-1]
-    guess[1:, 0] = index[:-1, 0]  # a row starts as the one above it
+    guess[1:, 0] = index[:-1, 0]  # the first pixel of a row is like the one above
     up = index[:-1, 1:]
     guess[1:, 1:] = np.where(up == index[:-1, :-1], index[1:, :-1], up)
     return guess
@@ -190,12 +190,12 @@ def varints(values) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The inverse, as the page does it
+# The inverse, as in the page
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def unpack(frame: bytes, size: tuple[int, int], maps: int) -> tuple[list[tuple[np.ndarray, dict[int, int]]], bytes]:
-    """The label maps of a packed frame, each as (number of the segment (H, W), {number: area}), and its picture."""
+    """The label maps of a packed frame, each as (segment numbers (H, W), {number: area}), and its picture."""
     end = 4 + struct.unpack_from("<I", frame)[0]
     numbers = _read_varints(zlib.decompress(frame[4:end], -15))
     return [_unpack_map(numbers, size) for _ in range(maps)], frame[end:]
@@ -207,7 +207,7 @@ def _unpack_map(numbers, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, i
     skips = [next(numbers) for _ in range(count)]
     exceptions = dict(zip((np.cumsum(np.add(skips, 1)) - 1).tolist(), (next(numbers) for _ in skips), strict=True))
     height, width = size
-    index = np.zeros((height + 1, width + 1), int)  # with a row above and a column to the left
+    index = np.zeros((height + 1, width + 1), int)  # with an extra row above and column to the left
     for y in range(1, height + 1):
         index[y, 0] = index[y - 1, 0] = index[y - 1, 1]
         for x in range(1, width + 1):

@@ -1,4 +1,4 @@
-"""What differs between two label maps of a video: which track is which, and how many pixels are wrong in each frame."""
+"""Compare the label maps of two sources of a video: which tracks match, and how many pixels of a frame are wrong."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from metrics.table import ID_BITS, ID_MASK, VOID, Table
 
 
 class Comparison:
-    """Gathers, frame after frame, how a first label map (the truth, or one run) agrees with a second.
+    """Collects, frame by frame, how a first label map (the truth, or one run) agrees with a second.
 
-    tracked: classes with tracks, for STQ. Some hundred bytes a frame are kept.
+    tracked: classes with tracks, for STQ. It keeps some hundred bytes a frame.
     """
 
     def __init__(self, num_classes: int, tracked: tuple[int, ...]):
@@ -20,7 +20,7 @@ class Comparison:
         self.frames: list[tuple | None] = []
 
     def add(self, first: Labels | None, second: Labels) -> None:
-        """One frame; None for a frame without truth. Raises ValueError where a class is out of range."""
+        """Add a frame; first: None for a frame without truth. Raises ValueError if a class is out of range."""
         if first is None:
             self.frames.append(None)
             return
@@ -36,7 +36,7 @@ class Comparison:
         self.frames.append((labelled, wrong, list(_rows(table, has_track & same))))
 
     def partners(self) -> dict[tuple[int, int], int]:
-        """{(class, id) of the first: id in the second}: who shares most pixels over the video, one to one."""
+        """{(class, id) of the first: id in the second}: those that share most pixels over the video, one to one."""
         found: dict[int, int] = {}
         taken: set[int] = set()
         for segment, other in sorted(self.overlap, key=lambda pair: (-self.overlap[pair], pair)):
@@ -46,7 +46,7 @@ class Comparison:
         return {(segment >> ID_BITS, segment & ID_MASK): other for segment, other in found.items()}
 
     def shares(self) -> list[tuple[float, float] | None]:
-        """Of each frame the share of labelled pixels with a wrong class, and with the right class in a wrong track."""
+        """For each frame, the share of labelled pixels with the wrong class, or the right class and the wrong track."""
         partners = {c << ID_BITS | g: p for (c, g), p in self.partners().items()}
         result: list[tuple[float, float] | None] = []
         for frame in self.frames:
@@ -59,7 +59,7 @@ class Comparison:
         return result
 
     def quality(self) -> dict[str, float | None]:
-        """STQ, AQ and SQ of the video, None where a figure has no meaning."""
+        """STQ, AQ and SQ of the video; None if they have no meaning."""
         result = self.stq.result()
         return {name: result[name] if self.stq.longest > 1 else None for name in ("STQ", "AQ", "SQ")}
 

@@ -1,4 +1,4 @@
-"""Pages of an inference that lies in its folder: its predictions, the frames they are of, the truth, a second run."""
+"""Make pages from the folder of an inference: its predictions, their frames, the truth, a second run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ def write_pages(
     quality: int = 75,
     tracked: Sequence[str] | None = None,
 ) -> list[Path]:
-    """A page for each video in an output folder, written into it: `<video>_view.html`, or, where `other` is the output
-    folder of a second run on the same frames, `<video>_compare_view.html`.
+    """Write a page for each video of an output folder into it: `<video>_view.html`; with `other`, the output folder of
+    a second run on the same frames, `<video>_compare_view.html`.
 
-    inputs: the frames, by default where the inference found them; truth: folder of ground truth; split: which, where it
-    holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10 for images;
-    tracked: names of the classes with tracks, for STQ, by default the label space's. Raises DataError, and then what
-    was half written is gone.
+    inputs: the frames, by default where the inference found them; truth: folder of ground truth; split: of the truth,
+    if it holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10 for
+    images; tracked: names of the classes with tracks, for STQ, by default the label space's. Raises DataError, and
+    then removes a half-written page.
     """
     output, other = Path(output), Path(other) if other else None
     for folder in filter(None, (output, other)):
@@ -109,7 +109,7 @@ def _close(page: Page | None, pages: list[Path]) -> None:
 
 
 def _frames(inference) -> Iterator[Frame]:
-    """Frame after frame, video after video; grey pictures where the input is not found."""
+    """All frames of all videos, in order; with grey pictures if the input is not found."""
     found = False
     try:
         sequences = find_sequences(inference.inputs)
@@ -139,12 +139,12 @@ def _prediction(path: Path) -> Labels | None:
 
 
 def _label_file(file: Path) -> LabelFile:
-    """A prediction as ground truth of the same frame would be known."""
+    """A prediction as a LabelFile, with the same key as the truth of its frame."""
     return LabelFile(file.name.removesuffix(SUFFIX), file, "kitti_step")
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """What tells two folders apart: the last parts of their paths that differ."""
+    """Names that distinguish two folders: the last parts of their paths that differ."""
     a, b = first.resolve().parts, second.resolve().parts
     while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]

@@ -1,4 +1,4 @@
-"""Write the page: frames are packed and put on disk as they come; the page appears under its name when it is whole."""
+"""Write the page: frames are packed and written as they come; the page gets its name when it is complete."""
 
 import base64
 import html
@@ -34,7 +34,7 @@ SCRIPTS = ("store.js", "draw.js", "timeline.js", "panels.js", "page.js")
 
 @dataclass(frozen=True)
 class ShownClass:
-    """A class as the page shows it; colours are RGB. track: its instances have ids that last."""
+    """A class as the page shows it; colours are RGB. track: its instances keep their ids over frames."""
 
     name: str
     color: tuple[int, int, int]
@@ -44,7 +44,7 @@ class ShownClass:
 
 
 def shown_classes(space: LabelSpace = DEFAULT_SPACE, tracked: Sequence[int] | None = None) -> tuple[ShownClass, ...]:
-    """The classes of a label space; tracked: those with tracks, where not as the space says."""
+    """The classes of a label space; tracked: those with tracks, by default the space's."""
     safe = class_colors(True, space).tolist()
     tracked = space.tracked if tracked is None else tracked
     return tuple(
@@ -53,14 +53,14 @@ def shown_classes(space: LabelSpace = DEFAULT_SPACE, tracked: Sequence[int] | No
 
 
 class Page:
-    """One video's page, to which frames are added as they are predicted.
+    """The page of one video; frames are added as they are predicted.
 
     >>> with Page("street_view.html", fps=10) as page:
     ...     page.add(image, semantic, track)  # uint8 (H, W, 3), uint8 (H, W), int32 (H, W)
 
     path: of the page; title: the video's name, by default from the file's; runs: names of the one or two runs that are
-    shown; width: of the pictures and masks in pixels at most; quality: of the pictures, 1 to 100. Memory holds the
-    list of segments and, with truth, some hundred bytes a frame. After an error nothing is left behind.
+    shown; width: of the pictures and masks in pixels, at most; quality: of the pictures, 1 to 100. Memory holds the
+    list of segments and, with truth, some hundred bytes a frame. After an error no file is left.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Page:
         self.keys: list[int] = []  # frames whose pictures are whole
         self.classes = shown_classes() if classes is None else tuple(classes)
         self.title = title or self.path.stem.removesuffix("_view")
-        self.temporary = self.path.with_name(f".{self.path.name}.part")  # one name: a killed run's is written over
+        self.temporary = self.path.with_name(f".{self.path.name}.part")  # a fixed name, to overwrite a killed run's
         self.spool = self.path.with_name(f".{self.path.name}.frames.part")
         self.size: tuple[int, int] | None = None  # (height, width) as shown
         self.file = None
@@ -116,10 +116,10 @@ class Page:
         truth: Labels | None = None,
         number: int | None = None,
     ) -> None:
-        """The next frame: image uint8 (H, W, 3), semantic uint8 (H, W) with 255 = void, track int32 (H, W).
+        """Add the next frame: image uint8 (H, W, 3), semantic uint8 (H, W) with 255 = void, track int32 (H, W).
 
-        other: the second run's (semantic, track); truth: the true ones, None where the frame has none; number: the
-        frame's own. Raises DataError where maps are not of the image's size or a class is none of the page's.
+        other: the second run's (semantic, track); truth: the true ones, None if the frame has none; number: the
+        frame's own. Raises DataError if maps do not have the image's size or a class is not one of the page's.
         """
         self._check(image, semantic, track, other, truth)
         full = image.shape[:2]
@@ -157,11 +157,11 @@ class Page:
         areas = areas_of(*labels)
         shown = fit_labels(labels[0], self.size, VOID), fit_labels(labels[1], self.size, 0)
         source.note(frame, areas)
-        source.number(VOID)  # the margin of a frame of another shape
+        source.number(VOID)  # for the margin of a frame of another shape
         return code_map(*shown, areas, source.numbers)
 
     def _assemble(self) -> None:
-        """The page's source, the data, and then the frames, so that the page can be used while they are still read."""
+        """Write the page's source, then the data, then the frames, so that the page works while they still load."""
         data = json.dumps(self._data(), separators=(",", ":")).replace("<", "\\u003c")
         parts = {
             "title": html.escape(self.title),
@@ -171,7 +171,7 @@ class Page:
         }
         text, rest = (SOURCE / "page.html").read_text().split("<!-- frames -->")
         for name, part in parts.items():
-            before, after = text.split(f"/* {name} */")  # each stands in the template once
+            before, after = text.split(f"/* {name} */")  # each occurs once in the template
             text = before + part + after
         with self.temporary.open("wb") as file, self.spool.open("rb") as frames:
             file.write(text.encode())
@@ -180,7 +180,7 @@ class Page:
         os.replace(self.temporary, self.path)
 
     def _data(self) -> dict[str, Any]:
-        """What the page knows before it has read a frame."""
+        """The data that the page needs before it has read a frame."""
         sources = [source.described() for source in self.sources]
         runs = []
         for name, source, comparison in zip(self.runs, sources, self.against_truth, strict=False):
@@ -217,7 +217,7 @@ class Page:
         }
 
     def _link(self, first: int, second: int, comparison: Comparison) -> dict[str, Any]:
-        """Which segments of two sources are one another's: pairs of their numbers."""
+        """The matching segments of two sources: pairs of their numbers."""
         pairs = []
         for (semantic, track), other in sorted(comparison.partners().items()):
             number = self.sources[first].numbers.get(track << CLASS_BITS | semantic)
@@ -226,11 +226,11 @@ class Page:
 
 
 class _Segments:
-    """The segments of one source: a number for each, and the frames in which it is seen."""
+    """The segments of one source: a number for each, and the frames in which it is visible."""
 
     def __init__(self):
         self.numbers: dict[int, int] = {}  # track << 8 | class -> number
-        self.seen: list[list[int]] = []  # first, last, first, last ... of the runs of frames
+        self.seen: list[list[int]] = []  # first, last, first, last, ... of each run of frames
 
     def number(self, key: int) -> int:
         if key not in self.numbers:
@@ -247,7 +247,7 @@ class _Segments:
                 runs += [frame, frame]
 
     def described(self) -> list[list]:
-        """[class, track, colour, colour-blind colour, runs] of each, by number."""
+        """[class, track, colour, colour-blind colour, runs] of each segment, by number."""
         tracks = [key >> CLASS_BITS for key in self.numbers]
         wrapped = np.array(tracks, np.int64) & MAX_ID
         count = int(wrapped.max(initial=0)) + 1
@@ -263,7 +263,7 @@ def _hex(color: Sequence[int]) -> str:
 
 
 def inline(path: str | Path, height: int = 760) -> str:
-    """HTML that shows a page within another, as in a notebook: the whole page is inside."""
+    """HTML that embeds a whole page in another one, as in a notebook."""
     return (
         f'<iframe title="Viewer" style="width:100%;height:{height}px;border:0" '
         f'srcdoc="{html.escape(Path(path).read_text())}"></iframe>'
