@@ -1,1 +1,1 @@
-"""What the figures in the README come from: speed, and references to compare with."""
+"""Measurements behind the figures in the README: speed, and references to compare with."""

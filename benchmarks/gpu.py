@@ -1,10 +1,10 @@
-"""What a GPU makes of the presets, in eight minutes: benchmarks/gpu.sh runs this, and says how.
+"""Measure the presets on a GPU in eight minutes. benchmarks/gpu.sh runs this and explains how.
 
-    python -m benchmarks.gpu [DATA] [--out results/gpu]      all parts, in order of worth
+    python -m benchmarks.gpu [DATA] [--out results/gpu]      all parts, the most useful first
     python -m benchmarks.gpu --only speed                    one of them
 
-Each part is a process of its own with a limit in seconds: one that fails or takes too long costs the others nothing.
-The figures go to gpu.json, and as a table to gpu.md. Without a GPU everything runs at a tiny size, to be tried.
+Each part is a separate process with a time limit, so a part that fails or takes too long does not affect the others.
+The figures go to gpu.json, and as a table to gpu.md. Without a GPU everything runs at a tiny size, as a trial.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def config_of(preset: str) -> ModelConfig:
 
 
 def seconds(call: Callable[[], Any], least: float = 1.0 if GPU else 0.05) -> float:
-    """Of a call, the mean over as many as take a while, after two that do not count."""
+    """Mean seconds of a call, over calls of at least `least` seconds in all, after two warm-up calls."""
     for _ in range(2):
         call()
     count, begin = 0, None
@@ -67,12 +67,12 @@ def seconds(call: Callable[[], Any], least: float = 1.0 if GPU else 0.05) -> flo
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The parts: each gives figures by name
+# The parts: each returns figures by name
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def tests(_: Path | None) -> dict[str, Any]:
-    """The tests that use a device, on this one."""
+    """Run the tests that use a device on this one."""
     files = ["tests/test_presets.py", "tests/test_cuda_path.py"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
     chosen = ["-k", "not hour" if GPU else "answers or patches"]
@@ -93,7 +93,7 @@ def speed(_: Path | None) -> dict[str, Any]:
     for preset in PRESETS:
         config = config_of(preset)
         model = Pix2SeqD(config).to(DEVICE, memory_format=torch.channels_last)
-        torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # else the answer is noise, and reading it takes longest
+        torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # otherwise the answer is noise, which is slowest to read
         for ways in ("plain", "graphs") if GPU else ("plain",):
             for steps in (1, 4, 8):
                 stream = StreamConfig(first_steps=steps, steps=steps, fresh=False, merge=0.0)
@@ -136,7 +136,7 @@ def training_speed(preset: str, model: Pix2SeqD, rate: float) -> dict[str, float
 
 
 def precision(_: Path | None) -> dict[str, Any]:
-    """How many pixels of an answer are the same in bfloat16 and float32, with the shipped weights where they are."""
+    """The share of pixels with the same class in bfloat16 and float32, with the shipped weights if they exist."""
     fast_kernels()
     weights = ROOT / "results/pretrained/model-tiny.pt"
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def precision(_: Path | None) -> dict[str, Any]:
 
 
 class Noise(torch.utils.data.Dataset):
-    """Clips of random pixels, the same for the same number."""
+    """Clips of random pixels; the same number gives the same clip."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -171,7 +171,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def resume(_: Path | None) -> dict[str, Any]:
-    """Whether a run that was stopped ends with the same weights, to the bit, and what that costs."""
+    """Whether a resumed run ends with the same weights, to the bit, and its time; also with deterministic kernels."""
     figures: dict[str, Any] = {}
     config = config_of("tiny")
     for deterministic in (False, True):
@@ -202,7 +202,7 @@ def resume(_: Path | None) -> dict[str, Any]:
 
 
 def learning(data: Path | None) -> dict[str, Any]:
-    """200 steps of `small` by pretrain.py: the loss at the start and at the end, samples a second."""
+    """200 steps of `small` with pretrain.py: the loss at the start and at the end, and samples a second."""
     with tempfile.TemporaryDirectory() as folder:
         source = ["--dataset", "streets", "--streets_videos", "40" if GPU else "1"]
         if data is not None:
@@ -223,7 +223,7 @@ def learning(data: Path | None) -> dict[str, Any]:
 
 
 def unpacked(data: Path, folder: Path) -> Path:
-    """A folder in Cityscapes' layout: itself, or what a .zip or .tar holds."""
+    """A folder in Cityscapes' layout: `data` itself, or the content of a .zip or .tar."""
     if data.is_dir():
         return data
     shutil.unpack_archive(data, folder / "data")
@@ -232,7 +232,7 @@ def unpacked(data: Path, folder: Path) -> Path:
 
 
 def compiled(_: Path | None) -> dict[str, Any]:
-    """What torch.compile gains in `small`: frames a second at 4 steps, and the wait before the first."""
+    """torch.compile for `small`: frames a second at 4 steps, and the wait before the first."""
     if not GPU:
         return {"small: compiled": "not on a CPU"}
     frame = np.zeros((375, 1242, 3), np.uint8)
@@ -248,7 +248,7 @@ def compiled(_: Path | None) -> dict[str, Any]:
     }
 
 
-# In order of worth: name -> (part, limit in seconds on a GPU)
+# The most useful first: name -> (part, limit in seconds on a GPU)
 PARTS = {
     "speed": (speed, 130),
     "tests": (tests, 90),
@@ -257,12 +257,12 @@ PARTS = {
     "precision": (precision, 30),
     "compiled": (compiled, 70),
 }
-if not GPU:  # a core may be shared: each as long as there is time
+if not GPU:  # a core may be shared: allow each part almost all the time
     PARTS = {name: (part, 400) for name, (part, _) in PARTS.items()}
 
 
 def run(data: Path | None, out: Path, parts: dict[str, tuple] = PARTS, total: float = 440) -> dict[str, Any]:
-    """All parts, each in a process of its own; what fails is named, and what does not fit any more is left out."""
+    """Run all parts, each in its own process. Failed parts are reported; parts without enough time are left out."""
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if GPU else "CPU, at a tiny size"
     results: dict[str, Any] = {"device": device, "torch": torch.__version__, "parts": {}, "left out": []}
@@ -282,7 +282,7 @@ def run(data: Path | None, out: Path, parts: dict[str, tuple] = PARTS, total: fl
             status = part.wait(min(limit, left))
             figures = json.loads(target.read_text()) if target.exists() else {"failed": f"status {status}"}
         except subprocess.TimeoutExpired:
-            os.killpg(part.pid, signal.SIGKILL)  # with what it has started
+            os.killpg(part.pid, signal.SIGKILL)  # with its child processes
             part.wait()
             figures = {"failed": f"more than {min(limit, left):.0f} s"}
         results["parts"][name] = figures | {"seconds": round(time.monotonic() - since, 1)}

@@ -30,7 +30,7 @@ class Mutant(NamedTuple):
     after: str
 
 
-# The test files that are run for a mutant of a file, the nearest first.
+# The test files to run for a mutant of a file, the nearest first.
 TESTS = {
     "model/diffusion/": "by_hand diffusion plain_sampler golden",
     "model/network/": "by_hand plain_sampler diffusion backbones presets golden",
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def noticed_by(mutant: Mutant, copy: Path) -> str | None:
-    """The test that fails first, or None where all pass."""
+    """The first test that fails, or None if all pass."""
     file = copy / mutant.file
     whole = file.read_text()
     file.write_text(whole.replace(mutant.before, mutant.after))

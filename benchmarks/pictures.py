@@ -30,7 +30,7 @@ OPTIONS = {
         cli.Option("frames", 24, "of the moving picture, at most"),
     ],
 }
-SCALE, COLORS, TEXT = 2, 64, 13  # times the frames' size; of the palette; pixels
+SCALE, COLORS, TEXT = 2, 64, 13  # scale of the frames, colours in the palette, text size in pixels
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def moving(frame: Shown) -> np.ndarray:
-    """A frame above the same under its masks."""
+    """A frame, and below it the same frame under its masks."""
     size = [SCALE * n for n in frame.semantic.shape]
     image = np.asarray(Image.fromarray(frame.image).resize(size[::-1], Image.Resampling.LANCZOS))
     maps = enlarged(frame.semantic), enlarged(frame.track)
@@ -60,7 +60,7 @@ def moving(frame: Shown) -> np.ndarray:
 
 
 def write_moving(path: Path, pictures: Sequence[np.ndarray], fps: float = 10.0) -> None:
-    """A GIF with one palette for all frames and no dither, so that what stands still costs nothing."""
+    """A GIF with one palette for all frames and no dither, so that still parts take no bytes."""
     palette = Image.fromarray(np.concatenate(pictures[:: max(1, len(pictures) // 6)])).quantize(COLORS)
     first, *rest = (Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
     first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, optimize=True)

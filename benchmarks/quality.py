@@ -108,7 +108,7 @@ def predictor_of(args, setting: str | None) -> VideoPredictor:
 
 
 def frames_of(source: FrameSource, args) -> Iterator[Frame]:
-    """The frames of the first videos, or all images of a set of images."""
+    """The first frames of the first videos, or the first images, by --videos and --frames."""
     videos = itertools.groupby(range(len(source.frames)), key=lambda i: source.frames[i].sequence)
     for sequence, positions in itertools.islice(videos, args.videos):
         for i in itertools.islice(positions, args.frames):
@@ -117,7 +117,7 @@ def frames_of(source: FrameSource, args) -> Iterator[Frame]:
 
 
 def evaluate(source: FrameSource, args, answer: Answer, things: tuple[int, ...]) -> dict[str, float | None]:
-    """The figures of answers to all frames, and the seconds that one took."""
+    """The metrics of the answers to all frames, and the mean seconds of an answer."""
     plain, by_segment, by_pixel = (Evaluation(things, things, class_names=CLASS_NAMES) for _ in range(3))
     seconds, count = 0.0, 0
     for frame in tqdm(frames_of(source, args), leave=False, disable=None):
@@ -139,7 +139,7 @@ def evaluate(source: FrameSource, args, answer: Answer, things: tuple[int, ...])
 
 
 def named_by_segment(truth: Labels, predicted: Labels, things: tuple[int, ...]) -> np.ndarray:
-    """Each predicted segment under the id that most of its true thing pixels have."""
+    """Give each predicted segment the id of most of its true thing pixels."""
     ids = np.zeros_like(predicted[1])
     is_thing = np.isin(truth[0], things) & (truth[1] > 0)
     for track in np.unique(predicted[1])[1:]:
@@ -150,12 +150,12 @@ def named_by_segment(truth: Labels, predicted: Labels, things: tuple[int, ...]) 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What answers
+# Sources of answers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def streaming(predictor: VideoPredictor) -> Answer:
-    """The predictor, one video after the other; each image of a set of images by itself."""
+    """The predictor, one video after another; each image of a set of images is a video of its own."""
     last, numbers = "no video yet", itertools.count()
 
     def answer(frame: Frame) -> Labels:
@@ -171,7 +171,7 @@ def streaming(predictor: VideoPredictor) -> Answer:
 
 
 def reference(name: str) -> Answer:
-    """The truth of the frame before (the first frame its own), or of the first frame."""
+    """Answers with the truth of the previous frame (for the first its own), or of the first frame."""
     held: dict[str, Labels] = {}
 
     def answer(frame: Frame) -> Labels:
@@ -185,7 +185,7 @@ def reference(name: str) -> Answer:
 
 
 def components(predictor: VideoPredictor, things: tuple[int, ...], min_area: int = 4) -> Answer:
-    """The predictor's classes; instances are their components at mask size, ids go by overlap with the frame before."""
+    """The predictor's classes; instances are their connected components at mask size, tracked by overlap."""
     plain = streaming(predictor)
     state: dict = {"sequence": "no video yet"}
 
@@ -221,7 +221,7 @@ def components(predictor: VideoPredictor, things: tuple[int, ...], min_area: int
 
 
 def _components(mask: np.ndarray) -> np.ndarray:
-    """4-connected components of a bool mask (h, w): int (h, w), 0 outside, another number in each.
+    """4-connected components of a bool mask (h, w): int (h, w), 0 outside, a different number in each.
 
     Each pixel takes the largest number of its neighbours until nothing changes.
     """

@@ -35,7 +35,7 @@ FLAGS = (
 
 
 def start(folder: Path, steps: int, workers: int, processes: int) -> list[multiprocessing.Process]:
-    """The same command in one process or several, as torchrun starts them."""
+    """Start the same command in one process, or in several as torchrun does."""
     command = f"{FLAGS} --steps {steps} --save_every 4 --num_workers {workers} --results_folder {folder}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -77,7 +77,7 @@ def kill(running: list[multiprocessing.Process]) -> None:
 
 
 def end_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """All tensors of the last checkpoint, and the log without its times."""
+    """All tensors of the last checkpoint, and the log without its speeds."""
     stored = checkpoints.load(folder / "model-latest.pt")
     tensors = {f"averaged.{k}": v for k, v in stored["weights"].items()}
     tensors |= {f"raw.{k}": v for k, v in stored["training"]["weights"].items()}
@@ -104,7 +104,7 @@ def campaign(kills: int, steps: int, workers: int, processes: int, rng: random.R
                 if aimed and time.perf_counter() > until - duration * 0.4 and list(killed.glob(".model-*.part")):
                     break
                 time.sleep(0.001)
-            if not all(p.is_alive() for p in running):  # it came to its end: begin anew
+            if not all(p.is_alive() for p in running):  # the run is complete: start again
                 finish(running)
                 assert equal(whole, killed)
                 for path in killed.iterdir():

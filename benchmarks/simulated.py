@@ -1,9 +1,9 @@
-"""What the presets would take of a GPU, without one: on fake CUDA tensors, of which nothing is computed.
+"""Estimate what the presets need on a GPU, without one: on fake CUDA tensors, which compute nothing.
 
     python -m benchmarks.simulated                    memory of a training sample, casts of a frame, batches that fit
 
-Types and shapes are true, and autocast is CUDA's; a layout is, where no convolution chooses it. Memory is what the
-forward pass keeps for the backward pass, and leaves out what kernels need for a while and what the allocator wastes.
+Types and shapes are exact, and autocast is CUDA's; layouts are exact unless a convolution chooses them. Memory is what
+the forward pass keeps for the backward pass, without temporary memory of kernels and waste of the allocator.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from model.diffusion.schedule import sampling_times
 from model.network.precision import cast_weights, fold_norms
 
 COPIES = ("_to_copy", "copy_", "clone")  # casts, and copies to another layout
-MARGIN = 1.25  # on the memory of a sample: for what is left out
+MARGIN = 1.25  # factor on the memory of a sample, for what is left out
 
 
 @contextlib.contextmanager
 def cuda() -> Iterator[None]:
-    """`with cuda():` makes each new tensor a fake one on a GPU, under bfloat16 autocast."""
+    """`with cuda():` makes each new tensor a fake CUDA tensor, under bfloat16 autocast."""
     with FakeTensorMode(), torch.device("cuda"):
-        torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") switches itself off without a device
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") is disabled without a device
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
             yield
@@ -41,7 +41,7 @@ def cuda() -> Iterator[None]:
 
 
 def made(config: ModelConfig) -> Pix2SeqD:
-    """A model with its kernels channels-last; under `cuda`."""
+    """A model with channels-last kernels; call it under `cuda`."""
     model = Pix2SeqD(config)
     for parameter in model.parameters():
         if parameter.ndim == 4:
@@ -50,7 +50,7 @@ def made(config: ModelConfig) -> Pix2SeqD:
 
 
 class Count(TorchDispatchMode):
-    """`with Count() as count:` counts the operations that run on the device, by name; views do not run."""
+    """`with Count() as count:` counts the operations that run on the device, by name; views do not count."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ class Count(TorchDispatchMode):
 
 
 def frame(model: Pix2SeqD, steps: int, ready: bool = False) -> Tensor:
-    """One later frame of one video, up to the network's last output. ready: as `only_infer` readies a predictor."""
+    """A later frame of a video, up to the network's last output. ready: prepare the model as `only_infer` does."""
     c = model.config
     if ready:
         fold_norms(model)
@@ -85,7 +85,7 @@ def frame(model: Pix2SeqD, steps: int, ready: bool = False) -> Tensor:
 
 
 def bytes_a_sample(config: ModelConfig, loss: LossConfig | None = None, recompute: bool = False) -> int:
-    """What one more sample of a batch makes the forward pass of a training step keep for the backward pass."""
+    """Bytes that the forward pass of a training step keeps for the backward pass, for one more sample in the batch."""
     one, two = (_kept(config, loss or LossConfig(), batch, recompute) for batch in (1, 2))
     return two - one
 
@@ -122,7 +122,7 @@ def table(presets: Sequence[str], losses: dict[str, LossConfig]) -> list[str]:
         each = bytes_a_sample(config, losses.get(name))
         with cuda(), torch.no_grad():
             model = made(config).eval()
-            # Weights, gradient, average, two momenta, and the weights in bfloat16
+            # Weights, gradients, averaged weights, two momenta, and the weights in bfloat16
             fixed = 5.5 * sum(p.nbytes for p in model.parameters())
             with Count() as count:
                 frame(model, steps=4, ready=True)

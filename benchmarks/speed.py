@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def median_ms(call: Callable[[], object], repeats: int, warm_up: int = 3) -> float:
-    """Milliseconds of a call."""
+    """Median milliseconds of a call."""
     times = []
     for _ in range(warm_up + repeats):
         begin = time.perf_counter()
@@ -92,7 +92,7 @@ def median_ms(call: Callable[[], object], repeats: int, warm_up: int = 3) -> flo
 
 
 def predictor_of(preset: str, args, setting: str) -> VideoPredictor:
-    """A predictor ready for a long run: shipped weights for tiny, random ones else."""
+    """A predictor ready for a long run: with the shipped weights for tiny, else with random ones."""
     first_steps, steps, time_difference = setting.split(",")
     config = StreamConfig(int(first_steps), int(steps), time_difference=float(time_difference))
     if preset == "tiny" and args.checkpoint.exists():
@@ -114,7 +114,7 @@ def street(frames: int, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def measure_frame(args) -> dict[str, float]:
-    """ms of a frame after the first, its encoder alone, and of torchvision's networks on the same frame."""
+    """Milliseconds of a frame after the first, of its encoder, and of torchvision's networks on the same frame."""
     size = (96, 320) if args.quick else FRAME
     frames, figures = street(8, size), {}
     for preset in args.preset:
@@ -149,7 +149,7 @@ def measure_frame(args) -> dict[str, float]:
 
 
 def measure_files(args) -> dict[str, float]:
-    """Frames a second of inference.py, its start not counted: the difference of a long and a short run."""
+    """Frames a second of inference.py without its start: from the difference of a long and a short run."""
     count, size = (4, (96, 320)) if args.quick else (60, FRAME)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,7 @@ def measure_files(args) -> dict[str, float]:
 
 
 def measure_training(args) -> dict[str, float]:
-    """Samples a second of training (batches of 8 for tiny, else of 2) and of the loader, one process a core."""
+    """Samples a second of training (batch of 8 for tiny, else 2) and of the loader, with one process a core."""
     figures = {}
     size = (64, 128) if args.quick else None
     for preset in args.preset:
@@ -190,7 +190,7 @@ def measure_training(args) -> dict[str, float]:
         workers = len(os.sched_getaffinity(0))
         loader = iter(DataLoader(stream, batch_size=None, num_workers=workers, sampler=range(10**6)))
         count = 4 if args.quick else 40
-        for _ in range(2 * workers):  # they start
+        for _ in range(2 * workers):  # warm-up
             next(loader)
         begin = time.perf_counter()
         for _ in range(count):
@@ -215,7 +215,7 @@ def measure_training(args) -> dict[str, float]:
 
 
 def measure_memory(args) -> dict[str, float]:
-    """MB at the peak after a tenth of the frames and after all of them, and KB a frame in between."""
+    """Peak MB after a tenth of the frames and after all of them, and growth in KB a frame in between."""
     frames = street(24, (96, 320) if args.quick else FRAME)
     predictor, peaks = predictor_of(args.preset[0], args, args.settings[0]), []
     for n in range(args.frames):
@@ -230,7 +230,7 @@ def measure_memory(args) -> dict[str, float]:
 
 
 def _run(main: Callable[[], object], words: list) -> float:
-    """Seconds of a script's main function with these flags."""
+    """Seconds that a script's main function takes with these flags."""
     before, sys.argv = sys.argv, ["script", *map(str, words)]
     begin = time.perf_counter()
     try:
