@@ -60,7 +60,7 @@ OPTIONS = {
         cli.Option("time_difference", None, "asymmetric time intervals, a fraction of the time range", kind=float),
         cli.Option("sampler", None, "how a step is made", tuple(SAMPLERS)),
         cli.Option("seed", 42, "of the noise"),
-        cli.Option("fresh", True, "all but one of the steps without history, so that its errors go", rare=True),
+        cli.Option("history_steps", None, "of the later frames' steps, how many see the history", kind=int, rare=True),
         cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone", rare=True),
         cli.Option("min_area", 4, "instances of fewer mask pixels are dropped", rare=True),
         cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never", rare=True),

@@ -32,7 +32,7 @@ from model.diffusion.loss import LossConfig
 from model.stream.loading import build
 from training.config import TrainingConfig
 from training.fit import fit
-from training.start import fast_kernels, one_batch
+from training.start import make_fast, one_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
@@ -84,7 +84,7 @@ def tests(_: Path | None) -> dict[str, Any]:
 
 def speed(_: Path | None) -> dict[str, Any]:
     """Each preset: its parts, frames a second at 1, 4 and 8 steps, training, and the share of the matrix rate."""
-    fast_kernels()
+    make_fast(DEVICE)
     size = 8192 if GPU else 256
     a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
     rate = 2 * size**3 / seconds(lambda: a @ a)
@@ -96,7 +96,7 @@ def speed(_: Path | None) -> dict[str, Any]:
         torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # otherwise the answer is noise, which is slowest to read
         for ways in ("plain", "graphs") if GPU else ("plain",):
             for steps in (1, 4, 8):
-                stream = StreamConfig(first_steps=steps, steps=steps, fresh=False, merge=0.0)
+                stream = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
                 predictor = VideoPredictor(model, stream, DEVICE)
                 if ways == "graphs":
                     predictor.only_infer(cuda_graphs=True)
@@ -137,7 +137,7 @@ def training_speed(preset: str, model: Pix2SeqD, rate: float) -> dict[str, float
 
 def precision(_: Path | None) -> dict[str, Any]:
     """The share of pixels with the same class in bfloat16 and float32, with the shipped weights if they exist."""
-    fast_kernels()
+    make_fast(DEVICE)
     weights = ROOT / "results/pretrained/model-tiny.pt"
     torch.manual_seed(0)
     model = build(checkpoints.load(weights), weights) if weights.exists() else Pix2SeqD(config_of("tiny"))
@@ -175,7 +175,7 @@ def resume(_: Path | None) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     config = config_of("tiny")
     for deterministic in (False, True):
-        fast_kernels(deterministic)
+        make_fast(DEVICE, deterministic)
         took, weights = 0.0, []
         for halves in ((4, 8), (8,)):
             with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +236,8 @@ def compiled(_: Path | None) -> dict[str, Any]:
     if not GPU:
         return {"small: compiled": "not on a CPU"}
     frame = np.zeros((375, 1242, 3), np.uint8)
-    predictor = VideoPredictor(Pix2SeqD(config_of("small")), StreamConfig(first_steps=4, steps=4, fresh=False), DEVICE)
+    stream = StreamConfig(first_steps=4, steps=4, history_steps=4)
+    predictor = VideoPredictor(Pix2SeqD(config_of("small")), stream, DEVICE)
     predictor.only_infer(compile=True)
     begin = time.perf_counter()
     for _ in range(2):

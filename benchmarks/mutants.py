@@ -73,7 +73,7 @@ MUTANTS = [
            "0 * x, x0, alpha=math.sqrt(g_next)"),
     Mutant("ddim-drops-the-old-estimate", SAMPLERS, "math.sqrt(g_next) - kept * math.sqrt(g))", "math.sqrt(g_next))"),
     Mutant("ddpm-small-variance", SAMPLERS, "math.sqrt(1 - alpha) * noise()", "(1 - alpha) * noise()"),
-    Mutant("classes-summed-not-averaged", SAMPLERS, "torch.div(total, len(times),", "torch.div(total, 1,"),
+    Mutant("classes-summed-not-averaged", SAMPLERS, "total.div_(len(times))", "total"),
     Mutant("sampler-reads-the-first-output", SAMPLERS, "modulation.at(k)", "modulation.at(0)"),
     # Loss
     Mutant("codes-summed-not-averaged", LOSS, "torch.stack(losses).mean(), dict", "torch.stack(losses).sum(), dict"),
@@ -113,8 +113,7 @@ MUTANTS = [
     Mutant("dropout-not-scaled", "model/network/dropout.py", " / (1 - rate)", ""),
     # Stream
     Mutant("time-difference-ignored-in-the-stream", STEP, "sampling_times(steps, config.time_difference)", "sampling_times(steps)"),
-    Mutant("later-frames-take-first-steps", STEP, "config.first_steps if first else config.steps - config.fresh_steps",
-           "config.first_steps"),
+    Mutant("later-frames-take-first-steps", STEP, "(output,) = look(config.steps, anew)", "(output,) = look(config.first_steps, anew)"),
     Mutant("noise-the-same-in-each-frame", STEP, "seeded(device, config.seed, s.video, s.frame, *key)",
            "seeded(device, config.seed, s.video, *key)"),
     Mutant("second-look-has-the-history", STEP, "(history, ()), (None, (1,)), None", "(history, ()), (history, (1,)), None"),

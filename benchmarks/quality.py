@@ -3,7 +3,7 @@
     python benchmarks/quality.py                                              Streets, 16 test videos
     python benchmarks/quality.py --dataset kitti_step --data_root data/KittiSTEP
     python benchmarks/quality.py --dataset cityscapes --data_root data/Cityscapes
-    python benchmarks/quality.py --settings 1,1,0 4,2,0.5 --no-fresh          other samplings, the published stream
+    python benchmarks/quality.py --settings 1,1,0 4,2,0.5 --history_steps 2   other samplings, the published stream
     python benchmarks/quality.py --components --references                    what the figures are to be read by
 
 Beside the metrics a row says what is lost where: `AQ seg` is AQ with the truth's id for each predicted segment (what
@@ -33,17 +33,18 @@ with cli.imports():
     from data.sets.frames import FrameSource
     from data.sets.registry import DATASETS
     from metrics import Evaluation
-    from model import VideoPredictor
+    from model import StreamConfig, VideoPredictor
     from model.stream.resize import nearest
 
 OPTIONS = {
     "what": [
         cli.Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "weights"),
         cli.Option("settings", None, "first_steps,steps,time_difference; none: the recommended", nargs="+"),
-        cli.Option("fresh", True, "all but one of a later frame's steps without history"),
+        cli.Option("history_steps", StreamConfig.history_steps, "of a later frame's steps, how many see the history"),
         cli.Option("average_classes", True, "classes by all steps' answers"),
         cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never"),
         cli.Option("max_gap", 5, "frames for which a lost track can still be found again"),
+        cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
         cli.Option("seed", 42, "of the noise"),
         cli.Option("components", False, "also connected components of the same classes"),
         cli.Option("references", False, "also the trivial references"),
@@ -94,7 +95,7 @@ def open_source(args) -> FrameSource:
 
 
 def predictor_of(args, setting: str | None) -> VideoPredictor:
-    sampling = {name: getattr(args, name) for name in ("fresh", "average_classes", "merge", "max_gap", "seed")}
+    sampling = {name: getattr(args, name) for name in ("history_steps", "average_classes", "merge", "max_gap", "seed")}
     if setting:
         try:
             first_steps, steps, time_difference = setting.split(",")
@@ -102,7 +103,8 @@ def predictor_of(args, setting: str | None) -> VideoPredictor:
             sampling |= {"time_difference": float(time_difference)}
         except ValueError:
             raise cli.UsageError(f"a setting is first_steps,steps,time_difference, not {setting!r}") from None
-    predictor = VideoPredictor.from_checkpoint(args.checkpoint, device=args.device, **sampling)
+    size = tuple(args.image_size) if args.image_size else None
+    predictor = VideoPredictor.from_checkpoint(args.checkpoint, device=args.device, image_size=size, **sampling)
     predictor.only_infer()
     return predictor
 

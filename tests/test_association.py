@@ -159,28 +159,29 @@ def test_a_second_look_undoes_what_the_history_merged(steps):
         nothing = torch.zeros(1, CONFIG.bits * len(CONFIG.history_offsets), H, W)
         blank = model.condition(model.encode(image, (H, W)), nothing)
     ids = {}
-    for fresh in (False, True):
+    for history_steps, later in ((steps, [steps]), (1, [1, steps - 1]), (0, [steps])):
         given.clear()
-        states, config = [StreamState(0)], StreamConfig(3, steps, fresh=fresh, min_area=1)
+        states, config = [StreamState(0)], StreamConfig(3, steps, history_steps=history_steps, min_area=1)
         for _ in range(3):
             ((_, track),), states = stream_step(model, image, states, config, sampling=sampling)
-        ids[fresh] = (track[3, 3], track[3, 12])
-        later = [1, steps - 1] if fresh else [steps]  # two looks of one step each are made side by side
+        ids[history_steps] = (track[3, 3], track[3, 12])
         assert [n for n, _ in given] == [3, *later, *later]
         assert len({float(x.sum()) for _, x in given}) == len(given)  # each look has noise of its own
-    assert ids == {False: (1, 1), True: (1, 2)}
+    assert ids == {steps: (1, 1), 1: (1, 2), 0: (1, 2)}
 
 
 def test_settings_out_of_range():
     with pytest.raises(ConfigError, match="must be 0 or more"):
         StreamConfig(max_gap=-1)
-    assert [StreamConfig(steps=n).fresh_steps for n in (1, 2, 8)] == [0, 1, 7]
-    assert StreamConfig(fresh=False).fresh_steps == 0
+    with pytest.raises(ConfigError, match="must be 0 or more"):
+        StreamConfig(history_steps=-1)
+    assert [StreamConfig(steps=n, history_steps=1).fresh_steps for n in (1, 2, 8)] == [0, 1, 7]
+    assert [StreamConfig(steps=8, history_steps=n).fresh_steps for n in (0, 8, 9)] == [8, 0, 0]
 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_videos_side_by_side_are_predicted_as_alone_with_a_second_look(steps):
-    predictor = VideoPredictor(lively_model(), StreamConfig(2, steps, min_area=1), "cpu", "no")
+    predictor = VideoPredictor(lively_model(), StreamConfig(2, steps, history_steps=1, min_area=1), "cpu", "no")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 4, *CONFIG.image_size, 3), dtype=np.uint8)
     together, states = [], [StreamState(0), StreamState(1)]

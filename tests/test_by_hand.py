@@ -421,9 +421,9 @@ def test_a_step_is_clipped_averaged_and_followed_by_the_mean(slices, tmp_path):
 
 
 def test_the_stream_visits_the_times_of_its_settings():
-    """First frame: 4 steps. Later: 2 with history, the last answer but one without; all with the time difference."""
+    """First frame: 4 steps. Later: 1 with history and 2 without, or all without; all with the time difference."""
     model, visited, pasts, noises = lively_model(), [], [], []
-    config = StreamConfig(first_steps=4, steps=3, time_difference=0.2, min_area=1)
+    config = StreamConfig(first_steps=4, steps=3, history_steps=1, time_difference=0.2, min_area=1)
     predictor = VideoPredictor(model, config, "cpu", "no")
     condition = model.condition
     model.condition = lambda features, past: pasts.append(past is not None) or condition(features, past)
@@ -440,6 +440,9 @@ def test_the_stream_visits_the_times_of_its_settings():
     assert visited == [sampling_times(4, 0.2), sampling_times(1, 0.2), sampling_times(2, 0.2)]
     assert pasts == [False, True, False]
     assert not torch.equal(noises[0], noises[1]) and not torch.equal(noises[1], noises[2])
+    predictor.config = dataclasses.replace(config, history_steps=0)
+    predictor(frame)
+    assert visited[3:] == [sampling_times(3, 0.2)] and pasts[3:] == [False]
 
 
 def test_the_slots_of_things_without_a_track_are_unknown_in_the_history():

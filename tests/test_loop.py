@@ -134,7 +134,7 @@ def test_graphs_are_given_up_when_there_are_too_many():
 
 def test_a_stream_is_the_same_under_graphs_and_with_cast_weights():
     frames = np.random.default_rng(0).integers(0, 256, (4, *CONFIG.image_size, 3), np.uint8)
-    config = StreamConfig(first_steps=3, steps=3, sampler="ddpm", min_area=1)
+    config = StreamConfig(first_steps=3, steps=3, history_steps=1, sampler="ddpm", min_area=1)
     plain, ready = (VideoPredictor(lively_model(), config, "cpu", "bf16") for _ in range(2))
     ready.only_infer()
     ready.sampling = GraphedSampling(stand_in)

@@ -124,7 +124,7 @@ def test_the_stream_answers_what_the_plain_sampler_does():
     config = dataclasses.replace(CONFIG, tracked=tuple(range(0, 19, 2)))  # so that some pixels are, and some are not
     model = lively_model(config=config)
     images = torch.rand(1, 3, *CONFIG.image_size)
-    published = StreamConfig(first_steps=4, min_area=1, merge=0.0, fresh=False, average_classes=False)
+    published = StreamConfig(first_steps=4, min_area=1, merge=0.0, history_steps=8, average_classes=False)
     predictor = VideoPredictor(model, published, "cpu", "no")
     ((semantic, _),), (state,) = predictor.predict((images * 255).to(torch.uint8), [predictor.state])
     seen = []

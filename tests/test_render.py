@@ -303,7 +303,8 @@ def test_frames_that_are_not_found_are_grey(tmp_path, capsys):
 
 def test_denoising_steps_are_those_of_the_prediction():
     model = lively_model()
-    predictor = VideoPredictor(model, StreamConfig(first_steps=4, steps=3), device="cpu", mixed_precision="no")
+    config = StreamConfig(first_steps=4, steps=3, history_steps=1)
+    predictor = VideoPredictor(model, config, device="cpu", mixed_precision="no")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 40, 64, 3)).astype(np.uint8)
     steps, answer, state = denoising_steps(predictor, frames[0])

@@ -334,7 +334,7 @@ def test_an_image_size_that_is_none_is_refused():
 # The stream and the predictor
 # ---------------------------------------------------------------------------------------------------------------------
 
-FEW = StreamConfig(first_steps=3, steps=2, min_area=1)
+FEW = StreamConfig(first_steps=3, steps=2, history_steps=1, min_area=1)
 
 
 @pytest.fixture(scope="module")
@@ -400,11 +400,12 @@ def test_the_history_reaches_the_model(model):
     predictor = VideoPredictor(model, FEW, device="cpu", mixed_precision="no")
     _, state = alone(predictor, video(5, size=(32, 64)), 0)
     frame = torch.from_numpy(video(6, 1, (32, 64))[0].transpose(2, 0, 1).copy())[None]
-    base, _ = stream_step(model, frame, [state], FEW)
+    published = dataclasses.replace(FEW, history_steps=FEW.steps)
+    base, _ = stream_step(model, frame, [state], published)
     for place in (0, 1):
         changed = dataclasses.replace(state, known=state.known.copy())
         changed.known[place] = False
-        other, _ = stream_step(model, frame, [changed], FEW)
+        other, _ = stream_step(model, frame, [changed], published)
         assert not all(np.array_equal(a, b) for a, b in zip(base[0], other[0], strict=True))
 
 

@@ -38,7 +38,8 @@ class Settings(NamedTuple):
         published, without second looks."""
         first_steps, steps, time_difference = self.training.sampling
         stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
-        return stream | ({"fresh": False, "average_classes": False, "merge": 0.0} if self.model.published else {})
+        published = {"history_steps": int(steps), "average_classes": False, "merge": 0.0}
+        return stream | (published if self.model.published else {})
 
 
 def parse(

@@ -20,7 +20,7 @@ from model import checkpoint as checkpoints
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from model.network.backbones import load_backbone
-from model.network.precision import fast_kernels, precision
+from model.network.precision import make_fast, precision
 from model.stream.loading import config_of, label_space_in, model_for
 from training.backbone_weights import backbone_file
 from training.config import TrainingConfig
@@ -33,10 +33,10 @@ FREE_FIELDS = ("image_size", "mask_size", "classes", "things", "tracked", "dropo
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
     """Set up the processes of a run, with the device and the precision of the command line."""
     cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
-    dtype = precision(args.mixed_precision, torch.device("cpu" if cpu else "cuda"))
+    device = torch.device("cpu" if cpu else "cuda")
+    dtype = precision(args.mixed_precision, device)
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[dtype]
-    if not cpu:
-        fast_kernels(bool(args.deterministic))
+    make_fast(device, bool(args.deterministic))
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one process downloads or validates
     return Accelerator(
         cpu=cpu, mixed_precision=mixed, log_with=args.log_with, project_dir=args.results_folder,

@@ -49,7 +49,7 @@ def sample(
     average_classes: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """One frame's sampling (Pix2Seq-D, algorithm 2): the network's last output, float32 (B, codes, h, w).
+    """One frame's sampling (Pix2Seq-D, algorithm 2): the network's last output (B, codes, h, w), in its type.
 
     condition: of the image and the history; x: noise (B, bits, h, w); times: [(now, next), ...] of
     `schedule.sampling_times`; noise() -> fresh noise like x; average_classes: the class logits are the mean of all
@@ -69,9 +69,8 @@ def sample(
             total = classes.float() if total is None else total.add_(classes)
         if k < len(times) - 1:
             x = SAMPLERS[sampler](x, estimate(model.config, output), now, then, noise)
-    output = output.float()
     if total is not None:
-        torch.div(total, len(times), out=class_logits(model.config, output))
+        class_logits(model.config, output).copy_(total.div_(len(times)))
     return output
 
 

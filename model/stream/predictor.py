@@ -20,7 +20,7 @@ from model.diffusion.samplers import sample
 from model.hub import HubMixin
 from model.network.config import ConfigError, checked_size
 from model.network.pix2seq_d import Pix2SeqD
-from model.network.precision import cast_weights, fast_kernels, fold_norms, precision
+from model.network.precision import cast_weights, fold_norms, make_fast, precision
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.loading import build, label_space_in, recommended
 from model.stream.resize import fit_frame
@@ -67,8 +67,7 @@ class VideoPredictor(HubMixin):
         """image_size: (H, W) whose area frames are brought to, in place of the model's; the mask's size follows in
         proportion. space: the model's classes."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda":
-            fast_kernels()
+        make_fast(self.device)
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
         self.config = config or StreamConfig()
         self.space = space

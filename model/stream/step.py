@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
-from model.diffusion.samplers import SAMPLERS, class_logits, sample
+from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
@@ -35,7 +35,7 @@ class StreamConfig:
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
     merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
-    fresh: bool = True  # all but one of `steps` are a second look, without history; else all with it, as published
+    history_steps: int = 0  # of `steps`, how many see the history; the others look without it; published: all
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
     def __post_init__(self):
@@ -45,6 +45,8 @@ class StreamConfig:
             raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+        if self.history_steps < 0:
+            raise ConfigError(f"history_steps must be 0 or more, not {self.history_steps}")
         if not 0 <= self.merge <= 1:
             raise ConfigError(f"merge is a share, 0..1, not {self.merge}")
         if not 0 <= self.time_difference <= 1:
@@ -52,8 +54,8 @@ class StreamConfig:
 
     @property
     def fresh_steps(self) -> int:
-        """How many of `steps` are made without history."""
-        return self.steps - 1 if self.fresh else 0
+        """How many of `steps` do not see the history."""
+        return max(self.steps - self.history_steps, 0)
 
 
 @torch.inference_mode()
@@ -83,7 +85,8 @@ def stream_step(
         images = images.float() / 255
 
     features = model.encode(images, mask_size)
-    history = None if first else history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale)
+    followed = 0 if first else config.steps - config.fresh_steps  # steps that see the history
+    history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if followed else None
 
     def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
         """One answer for each (history, key), computed side by side; noise is seeded by (seed, video, frame, key)."""
@@ -103,18 +106,18 @@ def stream_step(
 
         return (sample(*given, record) if callback else sampling(*given)).chunk(len(looks))
 
-    # Once with the history, and once without it: otherwise an error of the history would be copied for ever
-    steps = config.first_steps if first else config.steps - config.fresh_steps
-    followed, anew, told = (history, ()), (None, (1,)), None
-    if first or not config.fresh_steps:
-        (output,) = look(steps, followed)
+    # What is decided without the history cannot copy its errors; then the history tells only which track is which
+    past, anew, told = (history, ()), (None, (1,)), None
+    if first:
+        (output,) = look(config.first_steps, past)
+    elif not followed:
+        (output,) = look(config.steps, anew)
+    elif not config.fresh_steps:
+        (output,) = look(config.steps, past)
     else:
-        answers = look(steps, followed, anew) if steps == config.fresh_steps else look(steps, followed)
-        told = to_host(candidates(c, answers[0])[2:])[:, 0]
-        classes = class_logits(c, answers[0]).clone()
-        output = answers[1] if len(answers) == 2 else look(config.fresh_steps, anew)[0]
-        if config.average_classes:
-            class_logits(c, output).add_(classes).mul_(0.5)
+        beside = followed == config.fresh_steps
+        looks = look(followed, past, anew) if beside else (*look(followed, past), *look(config.fresh_steps, anew))
+        told, output = to_host(candidates(c, looks[0])[2:])[:, 0], looks[1]
 
     return _tracked(c, output, told, states, config, frame_sizes or [mask_size] * len(states))
 
