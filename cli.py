@@ -139,7 +139,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.metavar} ..." if action.nargs == "+" else one  # not N [N ...]
 
     def _get_help_string(self, action):
-        default = action.default if action.shown is None else action.shown
+        default = action.default if getattr(action, "shown", None) is None else action.shown
         default = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
         return f"{action.help} (default: {'none' if default in (None, '') else default})".replace("%", "%%")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -63,6 +64,19 @@ def test_the_help_shows_each_flag_with_one_default(capfd, script):
     for text in options:
         text = " ".join(text.split())
         assert text.count("(default: ") == 1 and "None" not in text, text
+
+
+OTHERS = ["data.draw.viewer.__main__", "data.streets.__main__", "model.export"]
+OTHERS += [f"benchmarks.{name}" for name in ("gpu", "mutants", "pictures", "quality", "reliability", "speed")]
+
+
+@pytest.mark.parametrize("module", OTHERS)
+def test_every_other_command_has_a_help(capsys, monkeypatch, module):
+    main = importlib.import_module(module).main
+    monkeypatch.setattr(sys, "argv", ["command", "-h"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and "usage: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["train", "pretrain", "inference", "evaluate"])

@@ -12,12 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 import cli
-from data.labels import CLASS_NAMES, VOID
-from data.streets.source import SPLITS, StreetsConfig, render, tracked_only
-from data.streets.write import write_cityscapes, write_kitti_step
+
+with cli.imports():
+    import numpy as np
+
+    from data.labels import CLASS_NAMES, VOID
+    from data.streets.source import SPLITS, StreetsConfig, render, tracked_only
+    from data.streets.write import write_cityscapes, write_kitti_step
 
 ROOT = Path("data/Streets")
 
