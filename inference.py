@@ -62,7 +62,7 @@ OPTIONS = {
         cli.Option("seed", 42, "of the noise"),
         cli.Option("history_steps", None, "of the later frames' steps, how many see the history", kind=int, rare=True),
         cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone", rare=True),
-        cli.Option("min_area", 4, "instances of fewer mask pixels are dropped", rare=True),
+        cli.Option("min_area", StreamConfig.min_area, "instances of fewer mask pixels are dropped", rare=True),
         cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never", rare=True),
         cli.Option("max_gap", 5, "frames for which a lost track can still be found again; 0: none", rare=True),
     ],

@@ -42,7 +42,6 @@ OPTIONS = {
         cli.Option("data_root", None, "folder of each; none: data/Cityscapes", nargs="+", metavar="PATH"),
         cli.Option("dataset_weights", None, "share of each data set; none: by length", kind=float, nargs="+"),
         cli.Option("cache", Path("results/cache"), "where decoded frames are kept; none: nowhere", kind=Path),
-        cli.Option("history_from", None, "checkpoint whose predictions are history, too", kind=Path, rare=True),
         cli.Option("skip_bad_files", False, "go on without files that cannot be read", rare=True),
         cli.Option("streets_videos", 400, "videos of 24 frames of the built-in world", rare=True),
         cli.Option("validate_videos", 4, "held-out videos for validation; 0: no validation", rare=True),

@@ -43,6 +43,7 @@ OPTIONS = {
         cli.Option("history_steps", StreamConfig.history_steps, "of a later frame's steps, how many see the history"),
         cli.Option("average_classes", True, "classes by all steps' answers"),
         cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never"),
+        cli.Option("min_area", StreamConfig.min_area, "instances of fewer mask pixels are dropped"),
         cli.Option("max_gap", 5, "frames for which a lost track can still be found again"),
         cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
         cli.Option("seed", 42, "of the noise"),
@@ -95,7 +96,8 @@ def open_source(args) -> FrameSource:
 
 
 def predictor_of(args, setting: str | None) -> VideoPredictor:
-    sampling = {name: getattr(args, name) for name in ("history_steps", "average_classes", "merge", "max_gap", "seed")}
+    fields = ("history_steps", "average_classes", "merge", "min_area", "max_gap", "seed")
+    sampling = {name: getattr(args, name) for name in fields}
     if setting:
         try:
             first_steps, steps, time_difference = setting.split(",")
@@ -186,7 +188,7 @@ def reference(name: str) -> Answer:
     return answer
 
 
-def components(predictor: VideoPredictor, things: tuple[int, ...], min_area: int = 4) -> Answer:
+def components(predictor: VideoPredictor, things: tuple[int, ...]) -> Answer:
     """The predictor's classes; instances are their connected components at mask size, tracked by overlap."""
     plain = streaming(predictor)
     state: dict = {"sequence": "no video yet"}
@@ -205,7 +207,7 @@ def components(predictor: VideoPredictor, things: tuple[int, ...], min_area: int
         ids, taken = np.zeros(small.shape, np.int64), set()
         for key in keys[np.argsort(-areas, kind="stable")]:
             here = labels == key
-            if here.sum() < min_area:
+            if here.sum() < predictor.config.min_area:
                 continue
             track = 0
             if state["before"] is not None and state["before"].shape == small.shape:

@@ -105,7 +105,7 @@ def _kept(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool) ->
         known = torch.ones_like(maps, dtype=torch.bool)
         clips = {"image": image, "semantic": maps, "instance": maps, "semantic_known": known, "instance_known": known}
         noise, t = torch.randn(batch, config.bits, *config.mask_size), torch.rand(batch)
-        draws = Draws(t, noise, t, noise, torch.rand(batch, 2), torch.zeros(batch, dtype=torch.long))
+        draws = Draws(t, noise, torch.zeros(batch, dtype=torch.long))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             training_loss(model, config, loss, clips, draws)
         return sum(t.untyped_storage().nbytes() for t in kept.values())

@@ -45,8 +45,8 @@ class Recorder(nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, image, x, t, history, refine=None, grid=None, key=None):
-        self.x, self.t, self.history, self.refine, self.grid = x, t, history, refine, grid
+    def forward(self, image, x, t, history, grid=None, key=None):
+        self.x, self.t, self.history, self.grid = x, t, history, grid
         stride, top, left = grid or (1, 0, 0)
         return self.logits[None, :, top::stride, left::stride]
 
@@ -66,14 +66,14 @@ def two_by_two():
     return maps | {"image": torch.zeros(1, 3, 4, 4)}
 
 
-def the_loss(loss=None, batch=None, step=0, t=0.25, logits=None, **draws):
+def the_loss(loss=None, batch=None, step=0, t=0.25, logits=None):
     """The loss with code 1 three times as likely as each other semantic code, and all slots alike."""
     if logits is None:
         logits = torch.zeros(sum(CODES), 2, 2)
         logits[ROAD] = math.log(3)
     config = SimpleNamespace(code_bits=(5, 5), code_sizes=list(CODES), scale=0.5, dropout=0.0)
     noise = torch.linspace(-1, 1, 40).view(1, 10, 2, 2)
-    drawn = Draws(torch.tensor([t]), noise, *(draws.get(n) for n in ("t_next", "noise_next", "coin")))
+    drawn = Draws(torch.tensor([t]), noise)
     model = Recorder(logits)
     value, parts = training_loss(
         model, config, loss or LossConfig(instance_weight=0), batch or two_by_two(), drawn, step
@@ -156,23 +156,6 @@ def test_void_is_learnt_in_the_target_alone():
 def test_the_loss_visits_every_pixel_of_the_stride():
     grids = [the_loss(LossConfig(instance_weight=0, loss_stride=2), step=n)[2].grid for n in range(5)]
     assert grids == [(2, 0, 0), (2, 0, 1), (2, 1, 0), (2, 1, 1), (2, 0, 0)]
-
-
-def test_self_aligned_denoising_starts_from_the_estimate_noised_again():
-    """DDP, section 3.3: of the chosen samples x and t become the estimate, noised to an earlier time."""
-    extra = {"t_next": torch.tensor([0.5]), "noise_next": torch.ones(1, 10, 2, 2)}
-    loss = LossConfig(instance_weight=0, self_aligned_rate=0.5)
-    sure = torch.full((1, sum(CODES), 2, 2), -60.0)
-    sure[:, 0], sure[:, 20] = 60.0, 60.0  # both codes 0: all bits -0.5
-    for coin, chosen in ((0.4, True), (0.6, False)):
-        *_, model, _ = the_loss(loss, t=0.8, coin=torch.tensor([coin]), **extra)
-        x, t = model.refine(lambda x, t: sure, model.x, model.t)
-        if chosen:
-            g = gamma(0.4)
-            assert t.item() == pytest.approx(0.4)
-            assert torch.allclose(x, torch.full_like(x, math.sqrt(g) * -0.5 + math.sqrt(1 - g)), atol=1e-5)
-        else:
-            assert torch.equal(x, model.x) and torch.equal(t, model.t)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

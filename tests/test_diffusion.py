@@ -138,12 +138,12 @@ def test_the_time_difference_changes_the_states(sampler):
 
 def test_noise_follows_the_number_of_the_sample_and_not_its_batch():
     model = Pix2SeqD(CONFIG)
-    together = draw(7, [3, 4, 5], model, CONFIG.mask_size, "cpu", True)
-    alone = draw(7, [5], model, CONFIG.mask_size, "cpu", True)
+    together = draw(7, [3, 4, 5], model, CONFIG.mask_size, "cpu")
+    alone = draw(7, [5], model, CONFIG.mask_size, "cpu")
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a[2:], b)
     assert not torch.equal(together.noise[0], together.noise[1])
-    assert not torch.equal(draw(8, [5], model, CONFIG.mask_size, "cpu", True).noise, alone.noise)
+    assert not torch.equal(draw(8, [5], model, CONFIG.mask_size, "cpu").noise, alone.noise)
     assert seeded("cpu", 1, 2).initial_seed() != seeded("cpu", 2, 1).initial_seed()
 
 
@@ -167,7 +167,7 @@ def test_unknown_pixels_carry_no_loss():
     torch.manual_seed(0)
     model = Pix2SeqD(CONFIG)
     batch = to_device(torch.utils.data.default_collate([scene(0), scene(1)]), torch.device("cpu"))
-    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu", False)
+    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu")
     batch["semantic_known"][:, -1, :4] = batch["instance_known"][:, -1, :4] = False
     before, _ = training_loss(model, CONFIG, LossConfig(), batch, draws)
     batch["semantic"][:, -1, :4], batch["instance"][:, -1, :4] = 17, 30
@@ -186,7 +186,7 @@ def test_with_void_learnt_every_pixel_of_the_target_counts_and_absent_history_st
     seen = []
     forward = model.forward
     model.forward = lambda *inputs: seen.append(inputs) or forward(*inputs)
-    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu", False)
+    draws = draw(0, [0, 1], model, CONFIG.mask_size, "cpu")
     losses = [training_loss(model, CONFIG, LossConfig(learn_void=v), batch, draws)[0].item() for v in (False, True)]
     assert losses[0] != losses[1]
     (_, plain, _, history, *_), (_, learnt, _, same, *_) = seen
@@ -208,7 +208,7 @@ def test_a_batch_of_four_is_learnt(changes):
     loss_config = LossConfig()
     recent = []
     for step in range(500):
-        draws = draw(0, range(4 * step, 4 * step + 4), model, config.mask_size, "cpu", False)
+        draws = draw(0, range(4 * step, 4 * step + 4), model, config.mask_size, "cpu")
         loss, _ = training_loss(model, config, loss_config, batch, draws)
         optimizer.zero_grad()
         loss.backward()
@@ -254,9 +254,7 @@ def test_configurations_that_cannot_be_are_refused(changes):
         ModelConfig.from_dict(CONFIG.to_dict() | changes)
 
 
-@pytest.mark.parametrize(
-    "values", [{"self_aligned_rate": 5.0}, {"time_power": 0.0}, {"instance_weight": -1.0}, {"loss_stride": 0}]
-)
+@pytest.mark.parametrize("values", [{"time_power": 0.0}, {"instance_weight": -1.0}, {"loss_stride": 0}])
 def test_losses_that_cannot_be_are_refused(values):
     with pytest.raises(ConfigError):
         LossConfig(**values)
@@ -280,7 +278,7 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     if config.detail:
         torch.nn.init.normal_(model.encoder.detail[-1].weight)
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
-    draws = draw(0, range(2), model, config.mask_size, "cpu", False)
+    draws = draw(0, range(2), model, config.mask_size, "cpu")
     with torch.no_grad():
         condition = model.condition(model.encode(batch["image"]), torch.zeros(2, 2 * config.bits, *config.mask_size))
         whole = model.predict(draws.noise, draws.t, condition)
@@ -303,7 +301,7 @@ def test_a_model_may_look_back_to_nothing(patch):
     model = Pix2SeqD(config)
     torch.nn.init.normal_(model.denoiser.conv_out.weight)  # it starts at zero, and nothing before it has a gradient
     batch = to_device(torch.utils.data.default_collate([scene(0, frames=1)]), torch.device("cpu"))
-    loss, _ = training_loss(model, config, LossConfig(), batch, draw(0, [0], model, config.mask_size, "cpu", False))
+    loss, _ = training_loss(model, config, LossConfig(), batch, draw(0, [0], model, config.mask_size, "cpu"))
     loss.backward()
     assert loss.isfinite() and model.denoiser.conv_image.weight.grad.abs().sum() > 0
 
@@ -339,7 +337,7 @@ def test_recomputed_activations_give_the_same_gradient(norm):
     model = Pix2SeqD(dataclasses.replace(CONFIG, backbone_norm=norm)).train()
     torch.nn.init.normal_(model.denoiser.conv_out.weight, std=0.1)
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
-    draws = draw(0, range(2), model, CONFIG.mask_size, "cpu", False)
+    draws = draw(0, range(2), model, CONFIG.mask_size, "cpu")
     gradients = []
     for recompute in (False, True):
         model.encoder.recompute = model.denoiser.recompute = recompute

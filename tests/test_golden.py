@@ -66,6 +66,6 @@ def test_the_loss_of_a_clip(predictor, golden):
     fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
     clips = Clips(Streets(None, "test", videos=1, image_size=SIZE), fmt, fixed_slots=True)
     batch = to_device(torch.utils.data.default_collate([clips[4]]), torch.device("cpu"))
-    draws = draw(0, [0], model, config.mask_size, "cpu", False)
+    draws = draw(0, [0], model, config.mask_size, "cpu")
     loss, _ = training_loss(model, config, LossConfig(stuff_by_class=True), batch, draws)
     golden("loss", loss.item(), rel=1e-4)

@@ -47,7 +47,7 @@ def test_every_parameter_has_a_gradient(preset, changes):
     torch.manual_seed(0)
     config = reduced(preset, **changes)
     model = lively(Pix2SeqD(config)).train().to(DEVICE)
-    draws = draw(0, range(2), model, config.mask_size, DEVICE, False)
+    draws = draw(0, range(2), model, config.mask_size, DEVICE)
     loss, _ = training_loss(model, config, LossConfig(), batch_of(config), draws)
     loss.backward()
     assert loss.isfinite()

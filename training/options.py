@@ -5,7 +5,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -104,8 +103,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in args.log_with or ():
         if not installed[name]():
             raise cli.UsageError(f"--log_with {name}: it is not installed; pip install {name}")
-    if args.history_from and Path(args.results_folder).resolve() in args.history_from.resolve().parents:
-        raise cli.UsageError("--history_from must not be a checkpoint of --results_folder, which changes: copy it")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
     if args.compile and (args.device == "cpu" or not torch.cuda.is_available()):

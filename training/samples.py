@@ -15,7 +15,6 @@ from data.sets.frames import FrameSource, count_gaps
 from data.sets.registry import DATASETS
 from model import ModelConfig
 from training.options import Settings
-from training.own_history import predicted_history
 
 
 def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
@@ -55,17 +54,10 @@ def training_stream(
     config, training = settings.model, settings.training
     image_size = tuple(config.image_size)
     fmt = ClipFormat(image_size, tuple(config.mask_size), config.slots, config.history_offsets)
-    own = [None] * len(sources)
-    if args.history_from:
-        folder = Path(args.results_folder) / "own_history"
-        own = [predicted_history(s, args.history_from, folder, image_size, accelerator, args.quiet) for s in sources]
     if args.cache != Path("none"):
         margin = max(settings.augmentation.scale_range[1], 1.0)
         sources = [cached(source, image_size, args.cache, margin, accelerator.print) for source in sources]
-    clips = [
-        Clips(source, fmt, settings.augmentation, history_config=settings.history, own_history=predicted)
-        for source, predicted in zip(sources, own, strict=True)
-    ]
+    clips = [Clips(source, fmt, settings.augmentation, history_config=settings.history) for source in sources]
     total = training.steps * training.batch_size
     return TrainingStream(clips, args.dataset_weights, training.seed, total, args.skip_bad_files)
 

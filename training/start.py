@@ -222,7 +222,7 @@ def one_batch(model: Pix2SeqD, loss: LossConfig, config: TrainingConfig, acceler
     image = torch.zeros(count, 3, *c.image_size, device=device).contiguous(memory_format=torch.channels_last)
     batch = {"image": image, "semantic": maps, "instance": maps}
     batch |= {"semantic_known": maps == 0, "instance_known": maps == 0}
-    draws = draw(config.seed, range(count), model, c.mask_size, device, loss.self_aligned_rate > 0)
+    draws = draw(config.seed, range(count), model, c.mask_size, device)
     model.train()
     with torch.enable_grad(), accelerator.autocast():
         value, _ = training_loss(model, c, loss, batch, draws)

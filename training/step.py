@@ -53,9 +53,8 @@ def optimizer_step(
     totals: dict[str, Tensor] = {}
     for piece in range(config.accumulate):
         batch = to_device(next(loader), accelerator.device)
-        twice = loss_config.self_aligned_rate > 0
         mask_size = batch["semantic"].shape[-2:]
-        draws = draw(config.seed, batches.numbers(run.step, piece), run.model, mask_size, accelerator.device, twice)
+        draws = draw(config.seed, batches.numbers(run.step, piece), run.model, mask_size, accelerator.device)
         sync = piece == config.accumulate - 1
         with torch.enable_grad(), _no_sync(accelerator, wrapped, not sync):
             with accelerator.autocast():

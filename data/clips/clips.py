@@ -11,12 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from data.clips.history import HistoryConfig, corrupt
-from data.clips.own_history import OwnHistory, named_by_truth
 from data.clips.paste import paste
 from data.clips.slots import assign_slots
 from data.clips.transforms import (
     Augmentation,
-    View,
     content_size,
     crop_view,
     draw_color,
@@ -67,14 +65,11 @@ class Clips(Dataset):
         augment: Augmentation | None = None,
         fixed_slots: bool = False,
         history_config: HistoryConfig | None = None,
-        own_history: OwnHistory | None = None,
     ):
         """augment, history_config: None for evaluation; fixed_slots: not random, but 1, 2, ... in the order of class
-        and id; own_history: predictions, the history of a share of the clips."""
+        and id."""
         self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
-        self.history_config, self.own_history = history_config, own_history
-        if own_history is not None and history_config is None:
-            raise ValueError("own_history needs a history_config, which says for which share of the clips it is")
+        self.history_config = history_config
         if source.is_video:
             self.history = history_index(source.frames, fmt.history_offsets)
         else:
@@ -120,11 +115,10 @@ class Clips(Dataset):
                 continue
             classes[t][seen], ids[t][seen] = maps
         past = (slice(None, -1), *seen)
-        own = not moved and self._take_own(i, classes[past], ids[past], view, int(ids.max()) + 1, generator)
 
         order = "random"
         if self.history_config is not None:
-            corrupt(classes[past], ids[past], self.history_config, generator, own, is_thing)
+            corrupt(classes[past], ids[past], self.history_config, generator, is_thing)
             order = self.history_config.slot_order
         slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order, is_thing)
         semantic_known = classes != VOID
@@ -146,21 +140,3 @@ class Clips(Dataset):
         if thing is None:
             return None
         return tuple((n.mean() + 0.5) / size for n, size in zip(np.nonzero(thing), thing.shape, strict=True))
-
-    def _take_own(
-        self, i: int, classes: np.ndarray, ids: np.ndarray, view: View, unused: int, generator: np.random.Generator
-    ) -> bool:
-        """Replace the true history (T, h, w) of clip i by a model's predictions, in place, for a share of the clips
-        that have predictions. Returns whether it did."""
-        own = self.own_history
-        if own is None or generator.random() >= self.history_config.history_own:
-            return False
-        there = [t for t, past in enumerate(self.history[i]) if past >= 0]
-        if not there or any(int(self.history[i][t]) not in own for t in there):
-            return False
-        maps = [own.read(int(self.history[i][t])) for t in there]
-        size = classes.shape[1:]
-        semantic, track = (np.stack([view_labels(m[k], size, view) for m in maps]) for k in range(2))
-        ids[there] = named_by_truth(semantic, track, classes[there], ids[there], unused)
-        classes[there] = semantic
-        return True

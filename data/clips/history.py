@@ -1,7 +1,7 @@
 """Damage the history of a clip, as a stream's own history is damaged.
 
-In training the history comes from the truth, or from an earlier model (own_history.py). At inference it is the model's
-own, with errors. So in training past masks are dropped, shifted and coarsened, and instances are removed from them.
+In training the history comes from the truth. At inference it is the model's own, with errors. So in training past masks
+are dropped, shifted and coarsened, and instances are removed from them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ class HistoryConfig:
 
     history_dropout: Annotated[float, "probability that a history mask is dropped"] = 0.2
     history_absent: Annotated[float, "probability that a clip has no history at all, as a first frame"] = 0.0
-    history_own: Annotated[float, "share of clips with the history of --history_from, where one is given"] = 0.5
     history_corruption: Annotated[float, "probability that a history mask is corrupted"] = 0.0
     corruption_shift: Annotated[int, "largest shift of a corrupted mask, in mask pixels"] = 2
     corruption_coarse: Annotated[int, "largest block, in mask pixels, that a corrupted mask is blurred to"] = 1
@@ -32,7 +31,7 @@ class HistoryConfig:
     slot_order: Annotated[str, "new instances' slots; the last two as published", SLOT_ORDERS] = "random"
 
     def __post_init__(self):
-        for name in ("history_dropout", "history_absent", "history_own", "history_corruption",
+        for name in ("history_dropout", "history_absent", "history_corruption",
                      "corruption_drop", "corruption_split", "corruption_merge", "corruption_class"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
@@ -45,20 +44,16 @@ def corrupt(
     instance: np.ndarray,
     config: HistoryConfig,
     generator: np.random.Generator,
-    drop_only: bool = False,
     is_thing: np.ndarray = IS_THING,
 ) -> None:
-    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding.
-
-    drop_only: masks are dropped but not corrupted, because they already have errors.
-    """
+    """Damage history masks in place: trainIds (T, h, w), void where nothing is known, and ids (T, h, w), no padding."""
     absent = generator.random() < config.history_absent
     for t in range(len(semantic)):
         dropped, corrupted, *where = generator.random(5)
         rng = np.random.default_rng(generator.integers(2**63))  # so that the masks do not affect one another
         if absent or dropped < config.history_dropout:
             semantic[t], instance[t] = VOID, 0
-        elif corrupted < config.history_corruption and not drop_only:
+        elif corrupted < config.history_corruption:
             _mistake(semantic[t], instance[t], config, rng, is_thing)
             index = np.ix_(*_shifted(semantic.shape[1:], config, where))
             semantic[t], instance[t] = semantic[t][index], instance[t][index]

@@ -11,13 +11,10 @@ from model.network.pix2seq_d import Pix2SeqD
 
 
 class Draws(NamedTuple):
-    """What one training step draws for its B samples; all but the noises uniform in [0, 1)."""
+    """What one training step draws for its B samples."""
 
-    t: Tensor  # (B,)
+    t: Tensor  # (B,) uniform in [0, 1)
     noise: Tensor  # (B, bits, h, w) standard normal
-    t_next: Tensor  # (B,) of self-aligned denoising, as a share of t
-    noise_next: Tensor | None  # (B, bits, h, w)
-    coin: Tensor  # (B,) for self-aligned denoising
     key: Tensor | None = None  # int64 (B,), of the encoder's dropout
 
 
@@ -31,17 +28,12 @@ def seeded(device: torch.device | str, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(state >> 1)
 
 
-def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence[int], device, twice: bool) -> Draws:
-    """The draws of the samples with these numbers: sample n draws the same whatever batch it is in.
-
-    twice: whether a second noise is needed (self-aligned denoising).
-    """
+def draw(seed: int, numbers: Sequence[int], model: Pix2SeqD, mask_size: Sequence[int], device) -> Draws:
+    """The draws of the samples with these numbers: sample n draws the same whatever batch it is in."""
     rows, noises = [], []
     for number in numbers:
         g = seeded(device, seed, int(number))
-        rows.append(torch.rand(4, generator=g, device=device))
-        noises.append(torch.randn(2 if twice else 1, model.config.bits, *mask_size, generator=g, device=device))
-    t, t_next, _, coin = torch.stack(rows).unbind(dim=1)
-    noise = torch.stack(noises)
-    key = (t_next * 2**24).long()
-    return Draws(t, noise[:, 0], t_next, noise[:, 1] if twice else None, coin, key)
+        rows.append(torch.rand(2, generator=g, device=device))
+        noises.append(torch.randn(model.config.bits, *mask_size, generator=g, device=device))
+    t, key = torch.stack(rows).unbind(dim=1)
+    return Draws(t, torch.stack(noises), (key * 2**24).long())

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from model.diffusion.bits import history_to_bits, labels_to_bits
 from model.diffusion.draws import Draws
-from model.diffusion.samplers import estimate
 from model.diffusion.schedule import add_noise
 from model.network.config import ConfigError, ModelConfig
 
@@ -28,13 +27,10 @@ class LossConfig:
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
     learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd is none, as published"] = False
-    self_aligned_rate: Annotated[float, "share of samples denoised from their own re-noised estimate"] = 0.0
     time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):
-        if not 0 <= self.self_aligned_rate <= 1:
-            raise ConfigError(f"self_aligned_rate is a share, 0..1, not {self.self_aligned_rate}")
         if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
             raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
         if self.loss_stride < 1:
@@ -99,7 +95,7 @@ def training_loss(
     if loss.loss_stride > 1:
         grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
     key = draws.key if config.dropout else None
-    logits = model(batch["image"], x, t, history, _refinement(config, loss, draws), grid, key)
+    logits = model(batch["image"], x, t, history, grid, key)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
@@ -113,17 +109,3 @@ def training_loss(
         losses.append((error * weight * known).mean())
     # fmt: on
     return torch.stack(losses).mean(), dict(zip(("semantic", "instance"), torch.stack(losses).detach(), strict=True))
-
-
-def _refinement(config: ModelConfig, loss: LossConfig, draws: Draws):
-    """Self-aligned denoising (DDP, arXiv 2303.17559, section 3.3): a share of the samples is denoised from the
-    network's own estimate, noised again to an earlier time. `refine` of Pix2SeqD.forward, or None."""
-    if not loss.self_aligned_rate:
-        return None
-
-    def refine(predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, t_next = draws.coin < loss.self_aligned_rate, draws.t_next * t
-        again = add_noise(estimate(config, predict(x, t)), draws.noise_next, t_next)
-        return torch.where(chosen[:, None, None, None], again, x), torch.where(chosen, t_next, t)
-
-    return refine

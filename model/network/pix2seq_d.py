@@ -1,8 +1,5 @@
 """Pix2Seq-D: encoder and denoiser together (arXiv 2210.06366)."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
 from model.network.config import ModelConfig
@@ -75,18 +72,12 @@ class Pix2SeqD(nn.Module):
         x: Tensor,
         t: Tensor,
         history: Tensor,
-        refine: Callable[..., tuple[Tensor, Tensor]] | None = None,
         grid: Grid | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
         """The training path, whole: encode, condition, predict. Returns float32 logits.
 
-        refine(predict, x, t) -> (x, t): changes the input by the network's own estimate, without
-        gradient; predict(x, t) is the network under this image and history. grid: answer only for these rows and
-        columns. key: of the encoder's dropout (`encode`).
+        grid: answer only for these rows and columns. key: of the encoder's dropout (`encode`).
         """
         condition = self.condition(self.encode(image, x.shape[-2:], key), history)
-        if refine is not None:
-            with torch.no_grad():
-                x, t = refine(lambda x, t: self.predict(x, t, condition), x, t)
         return self.predict(x, t, condition, grid).float()

@@ -31,7 +31,7 @@ class StreamConfig:
     steps: int = 8  # of each frame after it
     sampler: str = "ddim"
     time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
-    min_area: int = 4  # segments of fewer mask pixels are dropped
+    min_area: int = 24  # segments of fewer mask pixels are dropped
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
     merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
