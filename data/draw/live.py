@@ -25,6 +25,7 @@ WIDTH = 960  # pixels of a frame, at most
 BOUNDARY = b"--frame\r\n"
 REPEAT = 0.5  # seconds without a new picture, then the last is sent again: Chrome shows a picture when the next comes
 PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Live panoptic segmentation</title>
+<link rel="icon" href="data:,">
 <style>body{background:#111;color:#eee;font:16px system-ui;margin:1em;text-align:center}img{max-width:100%}</style>
 <img src="stream" alt="The newest frame, and the frame under its mask"><p role="status" id="state">waiting</p>
 <script>
