@@ -1,5 +1,6 @@
 """Inputs as people have them: which frames they are, in which order, of which video, and how they are seen."""
 
+import gc
 import http.server
 import os
 import shutil
@@ -307,7 +308,8 @@ def test_a_mirrored_and_turned_video(tmp_path):
     with VideoWriter(tmp_path / "v.mp4", 10) as writer:
         picture = np.zeros((32, 64, 3), np.uint8)
         picture[:16, :32] = 220  # bright at the top left
-        writer.write(picture)
+        for _ in range(3):
+            writer.write(picture)
     data = bytearray((tmp_path / "v.mp4").read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version and flags, times, numbers
     for numbers, (size, corner) in {
@@ -316,8 +318,26 @@ def test_a_mirrored_and_turned_video(tmp_path):
         a, b, c, d = (n << 16 for n in numbers)
         data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
         (tmp_path / "v.mp4").write_bytes(data)
-        (frame,) = read_video(tmp_path / "v.mp4")
-        assert frame.shape[:2] == size and frame[corner].mean() > 150 and frame.mean() < 100
+        for frame in (frames := list(read_video(tmp_path / "v.mp4"))):
+            assert frame.shape[:2] == size and frame[corner].mean() > 150 and frame.mean() < 100
+        assert len(frames) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+def test_videos_leave_no_threads_behind(tmp_path):
+    """A process that is forked later, as the loader's are, would wait for them for ever when it collects its garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        with pytest.raises(InterruptedError) as kept, VideoWriter(tmp_path / "broken.mp4") as writer:
+            writer.write(np.zeros((32, 48, 3), np.uint8))
+            raise InterruptedError
+        film(tmp_path / "v.mp4", 12)
+        assert len(list(read_video(tmp_path / "v.mp4"))) == 12
+        assert kept and len(os.listdir("/proc/self/task")) == before
+    finally:
+        gc.enable()
 
 
 def test_a_cover_picture_is_no_video(tmp_path):

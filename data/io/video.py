@@ -52,9 +52,12 @@ def read_video(source: str | Path) -> Iterator[np.ndarray]:
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
             raise DataError(f"{source} claims frames of {stream.width}x{stream.height} pixels; that is refused")
+        to_rgb, rotation, matrix = av.video.reformatter.VideoReformatter(), None, None
         for frame in container.decode(stream):
-            matrix = frame.side_data.get("DISPLAYMATRIX")
-            yield upright(frame.to_ndarray(format="rgb24"), None if matrix is None else np.frombuffer(matrix, np.int32))
+            if frame.rotation != rotation:  # `side_data` and its frame refer to each other: memory until a collection
+                rotation, found = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
+                matrix = None if found is None else np.frombuffer(found, np.int32).copy()
+            yield upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), matrix)
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -104,8 +107,9 @@ class VideoWriter:
                 try:
                     if kind is None:
                         self._flush()
-                finally:
+                finally:  # without its threads, which a process that is forked later would wait for
                     self.container.close()
+                    self.container = self.stream = self.graph = None
             if kind is None and self.size is not None:
                 os.replace(self.temporary, self.path)
         finally:
