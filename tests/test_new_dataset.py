@@ -1,5 +1,6 @@
 """The data set that CONTRIBUTING.md adds as an example: written as it stands there, registered, and trained on."""
 
+import json
 import os
 import re
 import shutil
@@ -67,3 +68,10 @@ def test_the_example_of_contributing_trains(tmp_path):
     )
     read = subprocess.run([sys.executable, "-c", probe], cwd=code, capture_output=True, text=True)
     assert read.stdout.split() == ["(32,", "64,", "3)", "13", "7", "255", "0", "7"], read.stderr
+
+    # Classes of one's own beside it: the car is the second of them, and the sky is none.
+    own = [{"name": "road", "ids": [0]}, {"name": "car", "ids": [13], "thing": True, "track": True}]
+    own = [c | {"color": [n, n, n]} for n, c in enumerate(own)]
+    (tmp_path / "MyStreet/classes.json").write_text(json.dumps({"classes": own}))
+    read = subprocess.run([sys.executable, "-c", probe], cwd=code, capture_output=True, text=True)
+    assert read.stdout.split() == ["(32,", "64,", "3)", "1", "7", "255", "0", "7"], read.stderr

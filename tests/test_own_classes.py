@@ -97,6 +97,7 @@ def test_training_inference_and_evaluation_with_four_classes(warehouse, tmp_path
     before = checkpoints.load(small_weights(tmp_path / "first.pt"))["weights"]
     flags = ["--dataset", "kitti_step", "--data_root", warehouse, "--results_folder", tmp_path / "results"]
     flags += ["--init", tmp_path / "first.pt", "--steps", "2", "--warmup", "0", "--lr", "1e-6", "--validate_every", "2"]
+    flags += ["--save_every", "2"]
     flags += ["--scale", "0.5", "--no-located"]
     result = call(capfd, "train", *flags, *FLAGS)
     assert result.status == 0 and "the class scores of the last layer start anew" in result.out
@@ -107,6 +108,8 @@ def test_training_inference_and_evaluation_with_four_classes(warehouse, tmp_path
     assert after["denoiser.conv_out.weight"].shape[0] == 5 + 32
     assert torch.allclose(after["denoiser.conv_out.weight"][5:], before["denoiser.conv_out.weight"][20:], atol=1e-4)
     assert torch.allclose(after["denoiser.to_tokens.weight"], before["denoiser.to_tokens.weight"], atol=1e-4)
+    picture = np.asarray(Image.open(tmp_path / "results/sample-1.png").convert("RGB"))
+    assert (picture == (120, 60, 20)).all(axis=-1).any()  # the shelf of the truth, in its own colour
     predictor = VideoPredictor.from_checkpoint(tmp_path / "results")
     assert predictor.classes == ("floor", "shelf", "box", "label")
     config = predictor.model.config

@@ -50,7 +50,8 @@ class HeldOut:
         for video in range(min(len(self.videos), PICTURE_VIDEOS)):
             if frames := list(self._predicted(model, video, PICTURE_FRAMES)):
                 _, image, truth, answer = frames[-1]
-                rows.append([image, render.draw_panoptic(*truth), render.draw_panoptic(answer.semantic, answer.track)])
+                maps = (truth, (answer.semantic, answer.track))
+                rows.append([image, *(render.draw_panoptic(*labels, space=self.source.space) for labels in maps)])
         rows = [row for row in rows if row[0].shape == rows[0][0].shape]  # a strip is of one size
         if not rows:
             return
