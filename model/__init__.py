@@ -1,4 +1,4 @@
-"""The network and its training: takes tensors, knows no data set and no file layout."""
+"""The network, its diffusion and its stream: takes tensors, knows no data set and no file layout."""
 
 from model.checkpoint import CheckpointError
 from model.network.config import PRESETS, ConfigError, ModelConfig

@@ -25,14 +25,14 @@ class TrainingConfig:
     beta2: Annotated[float, "of AdamW"] = 0.999
     clip: Annotated[float, "largest norm of the gradient"] = 1.0
     ema_decay: Annotated[float, "largest decay of the averaged weights; they warm up to it"] = 0.999
-    freeze_backbone: Annotated[bool, "keep the ResNet as it is"] = False
+    freeze_backbone: Annotated[bool, "keep the backbone as it is"] = False
     max_nonfinite: Annotated[int, "skipped steps in a row (loss or gradient not finite) that end the run"] = 10
     sampling: Annotated[tuple[float, ...], "recommended sampling: steps of first, of later frames, time difference"] = (
         20, 8, 0.0,
     )  # fmt: skip
     save_every: Annotated[int, "steps between checkpoints"] = 500
     keep: Annotated[int, "numbered checkpoints that are kept; 0 keeps all"] = 5
-    milestone: Annotated[int, "each so-manyth checkpoint is kept whatever --keep says; 0: none"] = 10
+    milestone: Annotated[int, "every n-th checkpoint is kept whatever --keep says; 0: none"] = 10
     validate_every: Annotated[int, "steps between validations on held-out clips; 0: never"] = 1000
     seed: Annotated[int, "of weights, data order, augmentation and noise"] = 42
     num_workers: Annotated[int | str, "loader processes, or auto: by the cores"] = "auto"

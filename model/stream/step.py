@@ -30,7 +30,7 @@ class StreamConfig:
     first_steps: int = 20  # denoising steps of a frame without history
     steps: int = 8  # of each frame after it
     sampler: str = "ddim"
-    time_difference: float = 0.0  # as a fraction of the time range; model.schedule.sampling_times
+    time_difference: float = 0.0  # as a fraction of the time range; model/diffusion/schedule.py
     min_area: int = 24  # segments of fewer mask pixels are dropped
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
