@@ -325,7 +325,7 @@ def test_a_mirrored_and_turned_video(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
 def test_videos_leave_no_threads_behind(tmp_path):
-    """A process that is forked later, as the loader's are, would wait for them for ever when it collects its garbage."""
+    """A process that is forked later, as the loader's are, would wait for them when it collects garbage."""
     gc.collect()
     gc.disable()
     try:

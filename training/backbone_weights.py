@@ -51,8 +51,8 @@ def default_weights(backbone: str) -> str:
 def backbone_file(source: str, backbone: str, quiet: bool = False, **patience: float) -> Path:
     """The file of the weights `coco` or `imagenet` for a backbone, fetched where it is missing; else `source` itself.
 
-    `coco` is torchvision's FasterRCNN_ResNet50_FPN_V2. patience: of `data.sets.download.download`. Raises DataError where
-    there are no such weights, DownloadError where they cannot be had.
+    `coco` is torchvision's FasterRCNN_ResNet50_FPN_V2. patience: of `data.sets.download.download`. Raises DataError
+    where there are no such weights, DownloadError where they cannot be had.
     """
     if source not in NAMES:
         return Path(source)
