@@ -15,12 +15,17 @@ tracks.jsonl with one line a frame, and <sequence>_overlay.mp4. Run it again to 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cli
 
 with cli.imports():
+    import numpy as np
     import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
@@ -29,18 +34,20 @@ with cli.imports():
     from data.draw.live import Live
     from data.io.cuts import Cuts
     from data.io.files import LeftOut, in_words
-    from data.io.inputs import Sequence, find_sequences
+    from data.io.inputs import InputFrame, Sequence, find_sequences, prefetched, remarks, share
     from data.io.lock import sole_writer
     from data.io.overlays import WRITERS
-    from data.io.predictions import SequenceOutput, check_files, fingerprint, merge_tracks, note_run, prefetched
+    from data.io.predictions import SequenceOutput, check_files, check_given, fingerprint, merge_tracks, note_run
     from data.io.video import is_stream
     from data.labels import DataError, LabelSpace
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion.samplers import SAMPLERS
     from model.stream.adopt import adopt
+    from model.stream.tracks import Moment
 
 TRAINED = Path("results/train/model-latest.pt")
 SHIPPED = Path("results/pretrained/model-tiny.pt")
+WORKERS = 4  # threads, at most, in which a CPU sees frames ahead of their turn
 
 OPTIONS = {
     "files": [
@@ -96,8 +103,8 @@ def main() -> int:
     StreamConfig(**sampling)
     left_out: LeftOut = {}
     sequences = inputs(args.input_folder, left_out)
-    if not args.quiet:
-        tell_videos(sequences, args.cuts and not args.independent_frames)
+    if not args.quiet and not int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first speaks
+        print("".join(f"{line}\n" for line in remarks(sequences, args.cuts and not args.independent_frames)), end="")
     bad = check_files(sequences)
     no_videos = [fault for path, fault in bad.items() if path in {s.video for s in sequences}]
     sequences = [s for s in sequences if s.video not in bad]
@@ -163,21 +170,16 @@ def write_all(
     return failures
 
 
-@contextlib.contextmanager
 def shown_live(args, space: LabelSpace, processes: PartialState):
-    """The page of --live, or None. Raises UsageError where no port can be had."""
+    """The page of --live, or None, as a context. Raises UsageError where no port can be had."""
     if not args.live or not processes.is_main_process:
-        yield None
-        return
+        return contextlib.nullcontext()
     try:
         live = Live(args.colorblind, space)
     except OSError as error:
         raise cli.UsageError(f"--live: no page can be served on this machine ({error})") from None
     live.open()
-    try:
-        yield live
-    finally:
-        live.close()
+    return contextlib.closing(live)
 
 
 def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
@@ -192,43 +194,6 @@ def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
             "  python -m data.streets --split test --output_folder data/sample\n"
             "  python inference.py --input_folder data/sample"
         )
-
-
-def tell_videos(sequences: list[Sequence], cuts: bool) -> None:
-    """Say which videos were found where it is not one a folder, and where numbers jump: masks do not show why ids
-    change."""
-    if int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first one speaks
-        return
-    folders = [{frame.image.parent for frame in sequence.frames or ()} for sequence in sequences]
-    if len(set().union(*folders)) < len([f for f in folders if f]):
-        names = ", ".join(s.name for s in sequences[:3]) + ", ..." * (len(sequences) > 3)
-        print(f"{len(sequences)} videos, told apart by the names of their frames: {names}")
-    for sequence in sequences if cuts else ():
-        if after := [frame.number for frame in sequence.frames or () if frame.after_gap]:
-            shown = ", ".join(map(str, after[:3])) + (", ..." if len(after) > 3 else "")
-            times = "a gap" if len(after) == 1 else f"{len(after)} gaps"
-            print(
-                f"{sequence.name}: {times} in the frame numbers, before {shown}; taken as a cut: no history and new "
-                "ids from there on (--no-cuts if it is none)"
-            )
-
-
-def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
-    """The numbers of the videos that fall to a process: the longest first, each to who has least to do."""
-    lengths = [1_000_000 if s.frames is None else len(s.frames) for s in sequences]
-    shares, frames = [[] for _ in range(processes)], [0] * processes
-    for number in sorted(range(len(sequences)), key=lambda n: (-lengths[n], n)):
-        least = frames.index(min(frames))
-        shares[least].append(number)
-        frames[least] += lengths[number]
-    return sorted(shares[process])
-
-
-def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
-    """Raise DataError where a mask that --use_frames_before names is not there."""
-    for frame in (f for s in sequences for f in (s.frames or [])[:count]):
-        if not (folder / frame.output).is_file():
-            raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
 
 
 def checkpoint_of(args, processes: PartialState) -> Path:
@@ -260,6 +225,17 @@ def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
     return predictor
 
 
+class Coming(NamedTuple):
+    """A frame that has been read, and that the network may see already."""
+
+    frame: InputFrame
+    image: np.ndarray | DataError
+    first: bool  # the history ends before it
+    cut: bool  # because the picture changes
+    cuts: dict  # the state of that comparison after it
+    seen: Future | None
+
+
 class Job:
     """One video on its way: its frames, its state, and what is written of it."""
 
@@ -272,43 +248,53 @@ class Job:
             sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before,
             args.colorblind, space,
         )  # fmt: skip
-        self.state, self.cuts = StreamState(number), Cuts()
+        self.state, self.cuts = StreamState(number), Cuts().state
         self.done = 0
         self.failures: list[str] = []
         self.cut_before: list[int] = []
         self.remarks: list[str] = []
 
-    def start(self) -> None:
+    def start(self, predictor: VideoPredictor, pool: Executor | None) -> None:
         """Take up a half-done video: its state, and its first frames drawn again for the overlay."""
         stored = self.output.open()
         if stored is not None:
             self.state, self.done = StreamState.from_dict(stored["state"]["stream"]), stored["done"]
-            self.cuts, self.cut_before = Cuts(stored["state"]["cuts"]), list(stored["state"]["cut_before"])
+            self.cuts, self.cut_before = stored["state"]["cuts"], list(stored["state"]["cut_before"])
             self.failures = list(stored["failures"])
-        if set(self.args.overlay) == {"none"}:
-            self.frames = prefetched(self.sequence, skip=self.done)
-            self.bar.update(self.done)
-            return
-        self.frames = prefetched(self.sequence)
-        for _ in range(self.done):
-            item = next(self.frames, None)
-            if item is not None:
-                self.output.redraw(*item)
-                self.bar.update()
+        drawn = set(self.args.overlay) != {"none"}
+        frames = self.sequence.read(0 if drawn else self.done)
+        for item in islice(frames, self.done if drawn else 0):
+            self.output.redraw(*item)
+        self.bar.update(self.done)
+        self.frames = prefetched(self._read(frames, predictor, pool), 1 + WORKERS)
 
-    def next_frame(self, predictor: VideoPredictor):
-        """(frame, image) of the next frame that is to be predicted, or None at the end."""
-        for frame, image in self.frames:
+    def _read(self, frames: Iterator, predictor: VideoPredictor, pool: Executor | None) -> Iterator[Coming]:
+        """The frames from here on, in a thread ahead of the others; with a pool the network sees them from there."""
+        args, cuts, first = self.args, Cuts(self.cuts), self.state.moment.first
+        for number, (frame, image) in enumerate(frames, self.done):
+            bad, cut, seen = isinstance(image, DataError), False, None
+            if not bad:
+                cut = args.cuts and not args.independent_frames and cuts(image)
+                first |= cut or (frame.after_gap and args.cuts) or args.independent_frames
+                if pool and number >= args.use_frames_before:
+                    seen = pool.submit(predictor.see, [image], [Moment(self.number, number, first)])
+            yield Coming(frame, image, first, cut, cuts.state, seen)
+            first = bad
+
+    def next_frame(self, predictor: VideoPredictor) -> Coming | None:
+        """The next frame that is to be predicted, or None at the end."""
+        for coming in self.frames:
+            frame, image = coming.frame, coming.image
+            self.cuts = coming.cuts
             if isinstance(image, DataError):
                 self.failures.append(str(image))
                 self.state = self.state.forget()
                 self.state.frame += 1  # its number seeds the noise of the frames after it
                 self.finish_frame(None, None, None)
                 continue
-            cut = self.args.cuts and not self.args.independent_frames and self.cuts(image)
-            if cut and not frame.after_gap:
+            if coming.cut and not frame.after_gap:
                 self.cut_before.append(frame.number)
-            if cut or (frame.after_gap and self.args.cuts) or self.args.independent_frames:
+            if coming.first:
                 self.state = self.state.forget()
             if self.args.independent_frames:
                 self.state.next_track = 1
@@ -317,7 +303,7 @@ class Job:
                 self.state = adopt(self.state, semantic, track, predictor.model.config, predictor.sizes(image)[1])
                 self.finish_frame(frame, image, (semantic, track))
                 continue
-            return frame, image
+            return coming
         return None
 
     def finish_frame(self, frame, image, answer) -> None:
@@ -332,7 +318,7 @@ class Job:
 
     @property
     def stored(self) -> dict:
-        return {"stream": self.state.to_dict(), "cuts": self.cuts.state, "cut_before": self.cut_before}
+        return {"stream": self.state.to_dict(), "cuts": self.cuts, "cut_before": self.cut_before}
 
     def finish(self) -> None:
         self.remarks = self.output.finish(self.done, self.stored, self.failures)
@@ -341,16 +327,35 @@ class Job:
             self.remarks.append(f"{self.sequence.name}: cut before frame {shown}, where the picture changes")
 
 
+@contextlib.contextmanager
+def seeing_ahead(predictor: VideoPredictor, jobs: list[Job]):
+    """Threads in which a CPU sees several frames at once: a network this small keeps one core busy, and not several.
+    None where a frame needs the history, or where it is shown as a camera gives it."""
+    threads = torch.get_num_threads()
+    workers = min(threads, WORKERS)
+    streams = any(is_stream(job.sequence.video) for job in jobs)
+    if predictor.device.type != "cpu" or not predictor.sees_ahead or streams or workers == 1:
+        yield None
+        return
+    torch.set_num_threads(threads // workers)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
 def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
     """All videos, at most `width` of them side by side, each frame after frame; streams until they are interrupted."""
     waiting, running = list(jobs), []
-    with contextlib.ExitStack() as stack:
+    with seeing_ahead(predictor, jobs) as pool, contextlib.ExitStack() as stack:
         try:
             while waiting or running:
                 while waiting and len(running) < width:
                     job = waiting.pop(0)
                     stack.callback(job.output.close)
-                    job.start()
+                    job.start(predictor, pool)
                     running.append(job)
                 predict_next(predictor, running)
         except KeyboardInterrupt:
@@ -364,18 +369,18 @@ def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
     """The next frame of each video; those that have none are finished and leave the list."""
     due = []
     for job in list(running):
-        if (item := job.next_frame(predictor)) is None:
+        if (coming := job.next_frame(predictor)) is None:
             job.finish()
             running.remove(job)
         else:
-            due.append((job, *item))
-    if not due:
-        return
+            due.append((job, coming))
     with about(due):
-        answers, states = predictor.step([image for _, _, image in due], [job.state for job, _, _ in due])
-    for (job, frame, image), answer, state in zip(due, answers, states, strict=True):
-        job.state = state
-        job.finish_frame(frame, image, (answer.semantic, answer.track))
+        unseen = [(coming.image, job.state.moment, job.state) for job, coming in due if coming.seen is None]
+        batch = iter(predictor.see(*zip(*unseen, strict=True)) if unseen else ())
+        for job, coming in due:
+            seen = next(batch) if coming.seen is None else coming.seen.result()[0]
+            answer, job.state = predictor.follow(seen, job.state, coming.image)
+            job.finish_frame(coming.frame, coming.image, (answer.semantic, answer.track))
 
 
 @contextlib.contextmanager
@@ -385,7 +390,7 @@ def about(due: list[tuple]):
         yield
     except Exception as error:
         error.add_note(
-            " and ".join(str(frame.image or f"{job.sequence.video}, frame {frame.number}") for job, frame, _ in due)
+            " and ".join(str(c.frame.image or f"{job.sequence.video}, frame {c.frame.number}") for job, c in due)
         )
         raise
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from model import PRESETS, ModelConfig, Pix2SeqD
+from model.diffusion.samplers import sample
+from model.stream.step import follow, see
 
 CONFIG = ModelConfig(
     image_size=(32, 64), mask_size=(16, 32), code_bits=(5, 5), scale=0.5, backbone="resnet10",
@@ -76,3 +78,10 @@ class Scenes(torch.utils.data.Dataset):
 
     def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
         return scene(n % self.count)
+
+
+def stream_step(model, images, states, config, sampling=sample, callback=None):
+    """A step of the stream without a predictor: answers of the mask's size, and the next states."""
+    seen = see(model, images, [s.moment for s in states], config, None, states, sampling, callback)
+    done = [follow(model.config, *each, model.config.mask_size, config) for each in zip(seen, states, strict=True)]
+    return [answer for answer, _ in done], [state for _, state in done]

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from small import CONFIG, lively_model
+from small import CONFIG, lively_model, stream_step
 
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.stream.adopt import adopt
-from model.stream.step import stream_step
 from model.stream.tracks import StreamState, Track, _moved, advance, seen
 
 pytestmark = pytest.mark.quick

@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import threading
 import time
 import zipfile
 
@@ -18,12 +19,22 @@ from small import CONFIG, lively_model
 
 from data.draw import render
 from data.io import predictions
-from data.io.inputs import find_sequences
+from data.io.inputs import find_sequences, remarks
 from data.io.video import VideoWriter, read_video, video_length
 from data.labels import DataError, read_image, read_panoptic, write_panoptic
 from model import checkpoint as checkpoints
 
 QUICK = ("--first_steps", 2, "--steps", 1, "--device", "cpu", "--mixed_precision", "no", "--min_area", 1, "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Frames are seen ahead of their turn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -109,36 +120,61 @@ def test_lines_of_tracks_describe_the_masks(weights, tmp_path, capfd):
         assert sum(s["area"] for s in line["segments"]) == semantic.size
 
 
-def test_sequences_never_share_history_and_gaps_end_it(weights, tmp_path, capfd):
+@pytest.mark.parametrize("history_steps", [0, 1])  # frames are seen ahead of their turn, or not
+def test_sequences_never_share_history_and_gaps_end_it(weights, tmp_path, capfd, monkeypatch, history_steps):
     """A sequence after another is as alone; the frame after a gap is a first frame, with ids of its own."""
-    seen = []
     import inference
 
-    class Watched(inference.VideoPredictor):
-        def step(self, frames, states):
-            seen.extend((s.video, s.semantic is None, s.next_track) for s in states)
-            return super().step(frames, states)
+    seen, followed = [], []
 
+    class Watched(inference.VideoPredictor):
+        def see(self, frames, moments, *rest):
+            seen.extend(moments)
+            return super().see(frames, moments, *rest)
+
+        def follow(self, answer, state, frame):
+            followed.append((*state.moment, state.next_track))
+            return super().follow(answer, state, frame)
+
+    monkeypatch.setattr(inference, "VideoPredictor", Watched)
     source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8)), *named("b", (0, 2, 4))])
-    before, inference.VideoPredictor = inference.VideoPredictor, Watched
-    try:
-        assert infer(capfd, weights, source, tmp_path / "out").status == 0
-        firsts = [(video, first) for video, first, _ in seen]
-        assert firsts == [(0, True), (0, False), (0, False), (0, True), (0, False), (1, True), (1, False), (1, False)]
-        assert seen[3][2] > seen[1][2] > 1 and seen[5][2] == 1
-        seen.clear()
-        assert infer(capfd, weights, source, tmp_path / "apart", "--independent_frames").status == 0
-        assert [s[1:] for s in seen] == [(True, 1)] * 8
-    finally:
-        inference.VideoPredictor = before
+    flags = "--history_steps", str(history_steps)
+    assert infer(capfd, weights, source, tmp_path / "out", *flags).status == 0
+    assert [m[:3] for m in followed] == sorted(seen)
+    firsts = [(video, first) for video, _, first, _ in followed]
+    assert firsts == [(0, True), (0, False), (0, False), (0, True), (0, False), (1, True), (1, False), (1, False)]
+    assert followed[3][3] > followed[1][3] > 1 and followed[5][3] == 1
+    followed.clear()
+    assert infer(capfd, weights, source, tmp_path / "apart", *flags, "--independent_frames").status == 0
+    assert [m[2:] for m in followed] == [(True, 1)] * 8
+
+
+def test_frames_seen_ahead_have_the_same_masks(weights, whole, tmp_path, capfd, monkeypatch):
+    import inference
+
+    seen = []
+
+    def see(self, frames, *rest):
+        seen.append(threading.current_thread())
+        return before(self, frames, *rest)
+
+    before = inference.VideoPredictor.see
+    monkeypatch.setattr(inference.VideoPredictor, "see", see)
+    source, output = whole
+    assert infer(capfd, weights, source, tmp_path / "ahead").status == 0
+    assert len(seen) == 9 and threading.main_thread() not in seen
+    torch.set_num_threads(1)
+    seen.clear()
+    assert infer(capfd, weights, source, tmp_path / "in_turn").status == 0
+    torch.set_num_threads(2)
+    assert set(seen) == {threading.main_thread()}
+    assert masks(tmp_path / "ahead") == masks(tmp_path / "in_turn") == masks(output)
+    assert tracks(tmp_path / "ahead") == tracks(tmp_path / "in_turn")
 
 
 def test_gaps_in_the_numbers_are_told_once_a_video(weights, tmp_path, capfd):
-    from inference import tell_videos
-
     source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8, 10, 20, 30)), *named("b", (0, 2, 4))])
-    tell_videos(find_sequences(source), True)
-    (said,) = capfd.readouterr().out.splitlines()[1:]
+    (said,) = remarks(find_sequences(source), True)[1:]
     assert said.startswith("a: 3 gaps in the frame numbers, before 7, 20, 30; taken as a cut")
     source = folder_of(tmp_path / "few", named("c", (0, 1, 5)))
     command = ("inference", "--input_folder", source, "--checkpoint", weights, "--overlay", "none", *QUICK[:-1])
@@ -242,7 +278,8 @@ def in_another_process(weights, source, output, flags=(), kill_at=None, wait=Fal
         import cli
         import inference
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # a forked process has none of the others
+        torch.get_num_threads = lambda: 2  # frames are seen ahead
         predictions.STATE_EVERY = 2
         command = ("--input_folder", source, "--output_folder", output, "--checkpoint", weights, "--overlay", "gif")
         sys.argv = ["inference.py", *map(str, (*command, *QUICK, *flags))]

@@ -14,7 +14,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from running import call
-from test_inference import QUICK, draw, folder_of, infer, masks, save_model, tracks
+from test_inference import QUICK, draw, folder_of, infer, masks, save_model, tracks, two_threads  # noqa: F401
 
 from data.io import overlays, predictions, video
 from data.io.cuts import Cuts
@@ -512,7 +512,7 @@ def test_what_nobody_thought_of_is_one_line_that_names_the_frame(weights, tmp_pa
     import inference
 
     folder_of(tmp_path / "in", ["1.png"])
-    monkeypatch.setattr(inference.VideoPredictor, "predict", lambda *_: 1 / 0)
+    monkeypatch.setattr(inference.VideoPredictor, "see", lambda *_: 1 / 0)
     result = infer(capfd, weights, tmp_path / "in", tmp_path / "out")
     (line,) = result.err.strip().splitlines()
     assert result.status == 1 and "ZeroDivisionError: division by zero" in line and "1.png" in line

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from small import CONFIG, lively_model
+from small import CONFIG, lively_model, stream_step
 from torch.nn import functional as F
 
-from model import Pix2SeqD, StreamConfig, VideoPredictor
+from model import Pix2SeqD, StreamConfig, StreamState
 from model.diffusion.samplers import sample
 from model.diffusion.schedule import gamma, sampling_times
 from model.network.layers import position_encoding
@@ -125,15 +125,12 @@ def test_the_stream_answers_what_the_plain_sampler_does():
     model = lively_model(config=config)
     images = torch.rand(1, 3, *CONFIG.image_size)
     published = StreamConfig(first_steps=4, min_area=1, merge=0.0, history_steps=8, average_classes=False)
-    predictor = VideoPredictor(model, published, "cpu", "no")
-    ((semantic, _),), (state,) = predictor.predict((images * 255).to(torch.uint8), [predictor.state])
-    seen = []
-    record = VideoPredictor(model, published, "cpu", "no")
-    record.predict((images * 255).to(torch.uint8), [record.state], callback=lambda *step: seen.append(step[1]))
+    images, seen = (images * 255).to(torch.uint8), []
+    ((semantic, _),), (state,) = stream_step(model, images, [StreamState(0)], published)
+    stream_step(model, images, [StreamState(0)], published, callback=lambda *step: seen.append(step[1]))
     history = torch.zeros(1, 2 * CONFIG.bits, *CONFIG.mask_size)
     with torch.inference_mode():
-        rounded = (images * 255).to(torch.uint8).float() / 255
-        output = plain_sampling(model, rounded, history, seen[0], sampling_times(4), "ddim", None)
+        output = plain_sampling(model, images.float() / 255, history, seen[0], sampling_times(4), "ddim", None)
     classes, slots = output[0].split(config.code_sizes)
     expected, slot = classes[1:].argmax(dim=0).numpy() + 1, slots.argmax(dim=0).numpy()
     untracked = ~np.isin(expected - 1, config.tracked)

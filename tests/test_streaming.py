@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CONFIG, lively_model
+from small import CONFIG, lively_model, stream_step
 
 from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
@@ -15,7 +15,7 @@ from model.network.config import checked_size
 from model.stream.adopt import adopt
 from model.stream.answer import candidates, decide, slot_masses, through_mask
 from model.stream.resize import nearest
-from model.stream.step import _history, stream_step
+from model.stream.step import _history
 from model.stream.tracks import StreamState, advance, merged
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1

@@ -7,10 +7,13 @@ A gap, which is a step in the frame numbers of more than twice the usual one, en
 import contextlib
 import glob
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -238,3 +241,66 @@ def _check_outputs(sequences: list[Sequence]) -> None:
                     f"kind, --input_folder 'FOLDER/*{Path(source).suffix}'"
                 )
             outputs[output] = source
+
+
+def remarks(sequences: list[Sequence], cuts: bool) -> list[str]:
+    """What a person should know of the videos: where they are told apart within a folder, and where numbers jump, since
+    masks do not show why ids change. cuts: whether a jump ends the history."""
+    lines = []
+    folders = [{frame.image.parent for frame in sequence.frames or ()} for sequence in sequences]
+    if len(set().union(*folders)) < len([f for f in folders if f]):
+        names = ", ".join(s.name for s in sequences[:3]) + ", ..." * (len(sequences) > 3)
+        lines.append(f"{len(sequences)} videos, told apart by the names of their frames: {names}")
+    for sequence in sequences if cuts else ():
+        if after := [frame.number for frame in sequence.frames or () if frame.after_gap]:
+            shown = ", ".join(map(str, after[:3])) + (", ..." if len(after) > 3 else "")
+            times = "a gap" if len(after) == 1 else f"{len(after)} gaps"
+            lines.append(
+                f"{sequence.name}: {times} in the frame numbers, before {shown}; taken as a cut: no history and new "
+                "ids from there on (--no-cuts if it is none)"
+            )
+    return lines
+
+
+def prefetched(items: Iterator, ahead: int = 4) -> Iterator:
+    """The items of an iterator; a thread takes a few ahead."""
+    taken: queue.Queue = queue.Queue(ahead)
+    gone = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not gone.is_set():
+            try:
+                taken.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:  # passed on to the thread that waits for the item
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (item := taken.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        gone.set()
+
+
+def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
+    """The numbers of the videos that fall to a process: the longest first, each to who has least to do."""
+    lengths = [1_000_000 if s.frames is None else len(s.frames) for s in sequences]
+    shares, frames = [[] for _ in range(processes)], [0] * processes
+    for number in sorted(range(len(sequences)), key=lambda n: (-lengths[n], n)):
+        least = frames.index(min(frames))
+        shares[least].append(number)
+        frames[least] += lengths[number]
+    return sorted(shares[process])

@@ -10,10 +10,7 @@ import hashlib
 import io
 import json
 import os
-import queue
-import threading
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,39 +57,11 @@ def check_files(sequences: list[Sequence]) -> dict[Path, str]:
     return faults
 
 
-def prefetched(
-    sequence: Sequence, skip: int = 0, ahead: int = 4
-) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-    """The frames of a sequence without the first `skip`; a thread reads a few frames ahead."""
-    items: queue.Queue = queue.Queue(ahead)
-    gone = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not gone.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for item in sequence.read(skip):
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # passed on to the thread that waits for the frame
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        gone.set()
+def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
+    """Raise DataError where a mask that --use_frames_before names is not there."""
+    for frame in (f for s in sequences for f in (s.frames or [])[:count]):
+        if not (folder / frame.output).is_file():
+            raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
 
 
 class SequenceOutput:

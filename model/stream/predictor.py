@@ -24,8 +24,8 @@ from model.network.precision import cast_weights, fold_norms, make_fast, precisi
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.loading import build, label_space_in, recommended
 from model.stream.resize import fit_frame
-from model.stream.step import StreamConfig, stream_step
-from model.stream.tracks import StreamState
+from model.stream.step import Seen, StreamConfig, follow, see
+from model.stream.tracks import Moment, StreamState
 
 
 @dataclass
@@ -119,21 +119,45 @@ class VideoPredictor(HubMixin):
         self, frames: Sequence[np.ndarray | Image.Image], states: Sequence[StreamState], callback=None
     ) -> tuple[list[Panoptic], list[StreamState]]:
         """The next frame of several videos at once, each with its state; sizes may differ. callback: of
-        `stream_step`."""
-        arrays = [to_rgb(frame) for frame in frames]
-        results, following = [None] * len(arrays), list(states)
+        `see` in step.py."""
+        frames = [to_rgb(frame) for frame in frames]
+        seen = self.see(frames, [state.moment for state in states], states, callback)
+        done = [self.follow(*each) for each in zip(seen, states, frames, strict=True)]
+        return [panoptic for panoptic, _ in done], [state for _, state in done]
+
+    def see(
+        self, frames: Sequence[np.ndarray], moments: Sequence[Moment], states: Sequence[StreamState] = (), callback=None
+    ) -> list[Seen]:
+        """The first half of a step: `see` in step.py, for frames (H, W, 3) of any sizes."""
         # Frames without and with history take different numbers of steps; a batch has one size
         groups: dict[tuple, list[int]] = {}
-        for i, state in enumerate(states):
-            groups.setdefault((state.semantic is None, *self.sizes(arrays[i])), []).append(i)
+        for i, moment in enumerate(moments):
+            groups.setdefault((moment.first, *self.sizes(frames[i])), []).append(i)
+        seen: list[Seen] = [None] * len(frames)
         for (_, image_size, mask_size), group in groups.items():
-            images = torch.stack([fit_frame(arrays[i], image_size) for i in group])
-            sizes = [arrays[i].shape[:2] for i in group]
-            before = [states[i].at_size(mask_size) for i in group]
-            answers, after = self.predict(images, before, mask_size, sizes, callback)
-            for i, answer, state in zip(group, answers, after, strict=True):
-                results[i], following[i] = Panoptic(*answer), state
-        return results, following
+            images = torch.stack([fit_frame(frames[i], image_size) for i in group])
+            images = images.to(self.device, non_blocking=True)
+            images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+            past = [states[i].at_size(mask_size) for i in group] if states else ()
+            given = (images, [moments[i] for i in group], self.config, mask_size, past, self.sampling, callback)
+            with self._autocast():
+                for i, answer in zip(group, see(self.model, *given), strict=True):
+                    seen[i] = answer
+        return seen
+
+    def follow(self, seen: Seen, state: StreamState, frame: np.ndarray) -> tuple[Panoptic, StreamState]:
+        """The second half of a step: the answer to a frame (H, W, 3) that was seen, and the next state."""
+        with self._autocast():
+            answer, after = follow(self.model.config, seen, state, frame.shape[:2], self.config)
+        return Panoptic(*answer), after
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+
+    @property
+    def sees_ahead(self) -> bool:
+        """Whether frames can be seen before the frames before them are followed."""
+        return not self.config.history_steps and self.model.config.history_length > 0
 
     def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
         """Make the model ready for a long run; it can no longer be trained or saved.
@@ -157,11 +181,3 @@ class VideoPredictor(HubMixin):
     def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
         """The (height, width) of image and mask for a frame (H, W, 3)."""
         return self.model.config.sizes_for(frame.shape[:2], self.image_size)
-
-    def predict(self, images: Tensor, states, mask_size=None, frame_sizes=None, callback=None):
-        """`stream_step` on this predictor's device and precision; images: uint8 (B, 3, H, W)."""
-        images = images.to(self.device, non_blocking=True)
-        images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-        autocast = torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
-        with autocast:
-            return stream_step(self.model, images, states, self.config, mask_size, frame_sizes, self.sampling, callback)

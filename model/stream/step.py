@@ -1,12 +1,14 @@
 """One step of the stream: the next frame of each video, from its state.
 
 Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised, conditioned on its image and on the
-masks predicted before it. The state is explicit: `stream_step` takes the state of each video and returns the next one.
-So several videos can be batched, and a half-done video can be resumed.
+masks predicted before it. A step has two halves: `see` is the network; `follow` says which segment is which track.
+Where the network does not look at the history, frames can be seen side by side, before they are followed in their
+order. The state is explicit, so several videos can be batched, and a half-done video can be resumed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.unet import Condition
 from model.stream.answer import candidates, full_size, slot_masses, to_host
-from model.stream.tracks import StreamState, advance, merged
+from model.stream.tracks import Moment, StreamState, advance, merged
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,37 @@ class StreamConfig:
         return max(self.steps - self.history_steps, 0)
 
 
+class Seen(NamedTuple):
+    """What the network answers to one frame, before it is known which segment is which track."""
+
+    output: Tensor  # (codes, h, w), on the model's device
+    maps: np.ndarray  # uint8 (3, h, w), `answer.candidates`
+    masses: np.ndarray | None  # (slots, slots), `answer.slot_masses`, where slots are merged
+    told: np.ndarray | None  # uint8 (h, w), the slots of an answer with history, where `output` was made without
+
+
 @torch.inference_mode()
-def stream_step(
+def see(
     model: Pix2SeqD,
     images: Tensor,
-    states: Sequence[StreamState],
+    moments: Sequence[Moment],
     config: StreamConfig,
     mask_size: tuple[int, int] | None = None,
-    frame_sizes: Sequence[tuple[int, int]] | None = None,
+    states: Sequence[StreamState] = (),
     sampling: Callable[..., Tensor] = sample,
     callback: Callable[[float, Tensor, Tensor, bool], None] | None = None,
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
-    """Predict the next frame of B videos. All are at their first frame (no history), or all are past it.
+) -> list[Seen]:
+    """What the network answers to a frame of each of B videos. All are first frames, without history, or none is.
 
     images: uint8 or float in [0, 1], (B, 3, H, W), on the model's device; mask_size: None for the configuration's;
-    frame_sizes: (height, width) of each answer, None for the mask's; sampling: `sample` or a replacement;
-    callback(now, noisy bits, output, fresh): called after each denoising step of each look. Returns for each video a
-    pair (semantic trainIds uint8, track ids int32), and the next states. The given states are not changed.
+    states: before the frames, for their history; not needed where `config.history_steps` is 0, so that a frame can be
+    seen before the frame before it has been followed. sampling: `sample` or a replacement; callback(now, noisy bits,
+    output, fresh): called after each denoising step of each look.
     """
     c, device = model.config, images.device
     mask_size = tuple(mask_size or c.mask_size)
-    first = states[0].semantic is None
-    if any((s.semantic is None) != first for s in states):
+    first = moments[0].first
+    if any(m.first != first for m in moments):
         raise ValueError("a batch holds videos at their first frame, or past it, not both")
     if images.dtype == torch.uint8:
         images = images.float() / 255
@@ -90,7 +101,7 @@ def stream_step(
 
     def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
         """One answer for each (history, key), computed side by side; noise is seeded by (seed, video, frame, key)."""
-        generators = [seeded(device, config.seed, s.video, s.frame, *key) for _, key in looks for s in states]
+        generators = [seeded(device, config.seed, m.video, m.frame, *key) for _, key in looks for m in moments]
 
         def noise() -> Tensor:
             drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
@@ -119,39 +130,36 @@ def stream_step(
         looks = look(followed, past, anew) if beside else (*look(followed, past), *look(config.fresh_steps, anew))
         told, output = to_host(candidates(c, looks[0])[2:])[:, 0], looks[1]
 
-    return _tracked(c, output, told, states, config, frame_sizes or [mask_size] * len(states))
-
-
-def _tracked(
-    c: ModelConfig,
-    output: Tensor,
-    told: np.ndarray | None,
-    states: Sequence[StreamState],
-    config: StreamConfig,
-    frame_sizes: Sequence[tuple[int, int]],
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[StreamState]]:
-    """From the network's last output to segments and tracks, as `stream_step` returns them. told: slots (B, h, w) of
-    the answer with history, where `output` was made without."""
     maps = candidates(c, output)
-    masses = slot_masses(c, output, maps[2]) if config.merge else None
-    answers = to_host(maps)
-    results, following = [], []
-    for n, (answer, state, size) in enumerate(zip(answers, states, frame_sizes, strict=True)):
-        raw_slot = answer[2].copy()
-        if masses is not None:
-            held = () if config.fresh_steps else state.held(c.history_length)
-            answer[2] = merged(masses[n], config.merge, held, config.min_area)[answer[2]]
-        with_history = told[n] if told is not None else None if config.fresh_steps else answer[2]
-        semantic, slot, after = advance(answer, with_history, state, c, config.min_area, config.max_gap)
-        if semantic.shape != tuple(size):
-            semantic, slot = full_size(c, output[n], raw_slot, semantic, slot, size)
-        lookup = np.zeros(c.slots, np.int32)
-        for track in after.tracks:
-            if track.frame == state.frame:
-                lookup[track.slot] = track.id
-        results.append(((semantic.astype(np.int16) - 1).astype(np.uint8), lookup[slot]))
-        following.append(after)
-    return results, following
+    none = [None] * len(moments)
+    masses = slot_masses(c, output, maps[2]) if config.merge else none
+    told = none if told is None else told
+    return [Seen(*answer) for answer in zip(output, to_host(maps), masses, told, strict=True)]
+
+
+@torch.inference_mode()
+def follow(
+    c: ModelConfig, seen: Seen, state: StreamState, frame_size: tuple[int, int], config: StreamConfig
+) -> tuple[tuple[np.ndarray, np.ndarray], StreamState]:
+    """From what was seen in a video's next frame to its segments and tracks.
+
+    frame_size: (height, width) of the answer. Returns (semantic trainIds uint8, track ids int32) and the next state;
+    the given one is not changed.
+    """
+    raw = seen.maps
+    state = state.at_size(raw.shape[1:])
+    if seen.masses is not None:
+        held = () if config.fresh_steps else state.held(c.history_length)
+        raw = np.stack([*raw[:2], merged(seen.masses, config.merge, held, config.min_area)[raw[2]].astype(raw.dtype)])
+    told = seen.told if seen.told is not None else None if config.fresh_steps else raw[2]
+    semantic, slot, after = advance(raw, told, state, c, config.min_area, config.max_gap)
+    if semantic.shape != tuple(frame_size):
+        semantic, slot = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)
+    track_of = np.zeros(c.slots, np.int32)
+    for track in after.tracks:
+        if track.frame == state.frame:
+            track_of[track.slot] = track.id
+    return ((semantic.astype(np.int16) - 1).astype(np.uint8), track_of[slot]), after
 
 
 def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:

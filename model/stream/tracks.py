@@ -39,6 +39,14 @@ class Track(NamedTuple):
     votes: tuple[float, ...]  # evidence for each tracked class
 
 
+class Moment(NamedTuple):
+    """A frame of a video: all that the network has to know of a state where it does not look at the history."""
+
+    video: int  # with the number of the frame it seeds the noise
+    frame: int
+    first: bool  # there is nothing before it, as after a cut
+
+
 @dataclass
 class StreamState:
     """Everything that a video's next frame depends on, apart from the model. Arrays have the mask's size (h, w)."""
@@ -55,6 +63,10 @@ class StreamState:
     def forget(self) -> "StreamState":
         """The state after a gap in the video: no history, every instance a new track; ids stay unique."""
         return StreamState(self.video, self.frame, next_track=self.next_track)
+
+    @property
+    def moment(self) -> Moment:
+        return Moment(self.video, self.frame, self.semantic is None)
 
     def held(self, history_length: int) -> dict[int, int]:
         """The slots that the history, or the last frame, shows, and the row of the track in each."""
