@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant("classes-summed-not-averaged", SAMPLERS, "total.div_(len(times))", "total"),
     Mutant("sampler-reads-the-first-output", SAMPLERS, "modulation.at(k)", "modulation.at(0)"),
     # Loss
-    Mutant("codes-summed-not-averaged", LOSS, "torch.stack(losses).mean(), dict", "torch.stack(losses).sum(), dict"),
+    Mutant("codes-summed-not-averaged", LOSS, 'losses["instance"]) / 2', 'losses["instance"])'),
     Mutant("slot-loss-without-a-slot", LOSS, "zip(parts, now[:2], now[2:], strict=True)",
            "zip(parts, now[:2], [now[2], now[2]], strict=True)"),
     Mutant("loss-without-weight", LOSS, "(error * weight * known).mean()", "(error * known).mean()"),

@@ -66,14 +66,14 @@ def training_loss(
     draws: Draws,
     step: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of clips. Their history is taken as it is: it has been damaged before.
+    """The loss of a batch of clips, whose history data/clips/history.py has damaged already.
 
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
     (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
     (B, T + 1, h, w), the current frame last. step: of the training, by which loss_stride takes its turns.
-    Returns the loss, a scalar: the weighted cross-entropy, averaged over samples, codes and all pixels. Unknown pixels
-    count 0, so a frame of which little is known counts little. Also returns its detached parts, {"semantic",
-    "instance"}.
+    Returns the loss, a scalar: the weighted cross-entropy, averaged over samples, the two codes and all pixels. Unknown
+    pixels count 0, so a frame of which little is known counts little. Also returns the loss of each code, detached:
+    {"semantic", "instance"}.
     """
     semantic, slot = batch["semantic"], batch["instance"]
     semantic_known, slot_known = batch["semantic_known"], batch["instance_known"]
@@ -102,10 +102,11 @@ def training_loss(
     if grid is not None:
         stride, top, left = grid
         *now, weight = (m[..., top::stride, left::stride] for m in (*now, weight))
-    parts = logits.split(config.code_sizes, dim=1)
-    losses = []
-    for scores, code, known in zip(parts, now[:2], now[2:], strict=True):
+    codes = zip(("semantic", "instance"), logits.split(config.code_sizes, dim=1), now[:2], now[2:], strict=True)
+    losses = {}
+    for name, scores, code, known in codes:
         error = F.cross_entropy(scores, code.long(), reduction="none")       # (B, h, w)
-        losses.append((error * weight * known).mean())
+        losses[name] = (error * weight * known).mean()
+    total = (losses["semantic"] + losses["instance"]) / 2
     # fmt: on
-    return torch.stack(losses).mean(), dict(zip(("semantic", "instance"), torch.stack(losses).detach(), strict=True))
+    return total, {name: value.detach() for name, value in losses.items()}

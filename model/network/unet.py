@@ -13,7 +13,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from model.network.encoder import Features
 from model.network.layers import (
@@ -42,11 +41,6 @@ class Condition(NamedTuple):
     cross: list[tuple[Tensor, Tensor]]
     detail: Tensor | None = None
 
-    @staticmethod
-    def batch(parts: Sequence["Condition"]) -> "Condition":
-        """Several as one, in order."""
-        return tree_map(lambda *maps: None if maps[0] is None else torch.cat(maps), *parts)
-
 
 class Modulation(NamedTuple):
     """What the network makes of N times: for each residual block scale and shift (N, 2 width), on the way down and then
@@ -60,7 +54,7 @@ class Modulation(NamedTuple):
         return Modulation([m[step : step + 1] for m in self.blocks], self.token[step : step + 1])
 
 
-Grid = tuple[int, int, int]  # every n-th row and column of a mask, from this row and this column on
+Grid = tuple[int, int, int]  # (n, top, left): every n-th row and column of a mask, from row `top` and column `left` on
 
 
 class TransUNet(nn.Module):

@@ -20,7 +20,6 @@ from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
-from model.network.unet import Condition
 from model.stream.answer import candidates, full_size, slot_masses, to_host
 from model.stream.tracks import Moment, StreamState, advance, merged
 
@@ -36,8 +35,8 @@ class StreamConfig:
     min_area: int = 24  # segments of fewer mask pixels are dropped
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
-    merge: float = 0.5  # a slot is part of one that is this likely for its pixels, relative to it; 0: never
-    history_steps: int = 0  # of `steps`, how many see the history; the others look without it; published: all
+    merge: float = 0.5  # a slot joins another that is this likely on its pixels, relative to itself; 0: never
+    history_steps: int = 0  # of `steps`, how many see the history; published: all
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
     def __post_init__(self):
@@ -99,41 +98,39 @@ def see(
     followed = 0 if first else config.steps - config.fresh_steps  # steps that see the history
     history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if followed else None
 
-    def look(steps: int, *looks: tuple[Tensor | None, tuple[int, ...]]) -> Sequence[Tensor]:
-        """One answer for each (history, key), computed side by side; noise is seeded by (seed, video, frame, key)."""
-        generators = [seeded(device, config.seed, m.video, m.frame, *key) for _, key in looks for m in moments]
+    def look(steps: int, history: Tensor | None, *key: int) -> Tensor:
+        """The network's last output after some steps; noise is seeded by (seed, video, frame, key)."""
+        generators = [seeded(device, config.seed, m.video, m.frame, *key) for m in moments]
 
         def noise() -> Tensor:
             drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
             return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
 
-        condition = Condition.batch([model.condition(features, past) for past, _ in looks])
-        times = sampling_times(steps, config.time_difference)
+        condition, times = model.condition(features, history), sampling_times(steps, config.time_difference)
         given = (model, config.sampler, condition, noise(), times, noise, config.average_classes)
+        if callback is None:
+            return sampling(*given)
+        return sample(*given, lambda now, x, output: callback(now, x, output, bool(key)))
 
-        def record(now: float, x: Tensor, output: Tensor) -> None:
-            for (_, key), *part in zip(looks, x.chunk(len(looks)), output.chunk(len(looks)), strict=True):
-                callback(now, *part, bool(key))
-
-        return (sample(*given, record) if callback else sampling(*given)).chunk(len(looks))
-
-    # What is decided without the history cannot copy its errors; then the history tells only which track is which
-    past, anew, told = (history, ()), (None, (1,)), None
+    # A later frame has two looks where only some of its steps see the history. The look without it is the answer, since
+    # it cannot copy errors of the history. The look with it tells only which segment is which track.
+    #
+    #     history_steps    0 (default)       some                                all (published)
+    #     the answer       steps without     the steps left, without             steps with
+    #     told             -                 slots of history_steps with         -
+    told = none = [None] * len(moments)
     if first:
-        (output,) = look(config.first_steps, past)
+        output = look(config.first_steps, None)
     elif not followed:
-        (output,) = look(config.steps, anew)
+        output = look(config.steps, None, 1)
     elif not config.fresh_steps:
-        (output,) = look(config.steps, past)
+        output = look(config.steps, history)
     else:
-        beside = followed == config.fresh_steps
-        looks = look(followed, past, anew) if beside else (*look(followed, past), *look(config.fresh_steps, anew))
-        told, output = to_host(candidates(c, looks[0])[2:])[:, 0], looks[1]
+        told = to_host(candidates(c, look(followed, history))[2:])[:, 0]
+        output = look(config.fresh_steps, None, 1)
 
     maps = candidates(c, output)
-    none = [None] * len(moments)
     masses = slot_masses(c, output, maps[2]) if config.merge else none
-    told = none if told is None else told
     return [Seen(*answer) for answer in zip(output, to_host(maps), masses, told, strict=True)]
 
 
@@ -151,7 +148,9 @@ def follow(
     if seen.masses is not None:
         held = () if config.fresh_steps else state.held(c.history_length)
         raw = np.stack([*raw[:2], merged(seen.masses, config.merge, held, config.min_area)[raw[2]].astype(raw.dtype)])
-    told = seen.told if seen.told is not None else None if config.fresh_steps else raw[2]
+    told = seen.told
+    if not config.fresh_steps:  # the answer itself saw the history
+        told = raw[2]
     semantic, slot, after = advance(raw, told, state, c, config.min_area, config.max_gap)
     if semantic.shape != tuple(frame_size):
         semantic, slot = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)

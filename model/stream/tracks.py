@@ -1,9 +1,9 @@
 """Segments and tracks: from a mask of classes and slots to instances that keep their ids, frame after frame.
 
-The model copies an instance's slot from the history, so the slot says which track a segment is. After a track was out
-of sight, and in an answer without history, overlap decides: the segment is the track whose last mask, moved by its
-motion, it overlaps most. Track ids stay unique over a sequence of any length. NumPy on masks of the model's size;
-nothing here is learned.
+A segment is the track whose last mask, moved by its motion, it overlaps most. By default that alone decides. An answer
+that saw the history (`--history_steps`) says more: there the model copies an instance's slot from its last mask, so the
+slot says which track a segment is. Track ids stay unique over a sequence of any length. NumPy on masks of the model's
+size; nothing here is learned.
 """
 
 import dataclasses
