@@ -11,17 +11,16 @@ from torchvision.transforms.v2 import functional as tv
 
 from data.clips.clips import ClipFormat, Clips
 from data.clips.history import HistoryConfig, corrupt
+from data.clips.motion import Motion, view_moved
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
 from data.clips.transforms import (
     Augmentation,
-    Motion,
     View,
     content_size,
     crop_view,
     draw_view,
     view_image,
     view_labels,
-    view_moved,
 )
 from data.labels import CAR, PERSON, VOID, DataError
 

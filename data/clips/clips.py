@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.clips.history import HistoryConfig, corrupt
+from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.slots import assign_slots
 from data.clips.transforms import (
@@ -18,12 +19,10 @@ from data.clips.transforms import (
     content_size,
     crop_view,
     draw_color,
-    draw_motion,
     draw_thing,
     draw_view,
     view_image,
     view_labels,
-    view_moved,
 )
 from data.labels import VOID
 from data.sets.frames import FrameSource, history_index

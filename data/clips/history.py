@@ -9,7 +9,8 @@ from typing import Annotated
 
 import numpy as np
 
-from data.clips.transforms import IS_THING, fill
+from data.clips.motion import fill
+from data.clips.transforms import IS_THING
 from data.labels import VOID, DataError
 
 SLOT_ORDERS = ("random", "position", "shuffle", "segments")  # of slots.py

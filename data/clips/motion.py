@@ -1,0 +1,127 @@
+"""A history for a still image: its own mask, moved as a camera and the things in a street move.
+
+It replaces the past masks, as in the training of Pix2Seq-D's video model on images: a model that copies ids from a
+moved mask learns to track.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.clips.transforms import IS_THING, Augmentation, View, nearest, sample_grid
+from data.labels import VOID
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A random constant velocity for each frame: an affine motion of the frame, and extra shifts of its objects."""
+
+    shift: tuple[float, float]  # down, right, in fractions of the frame
+    zoom: float
+    rotation: float  # radians
+    object_shift: float  # largest, in fractions of an object's size
+    object_growth: float  # largest change of an object's scale, as a fraction
+    seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
+
+
+def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion:
+    u = generator.uniform(-1, 1, 4)
+    return Motion(
+        shift=(float(u[0] * augment.motion_shift), float(u[1] * augment.motion_shift)),
+        zoom=float(1 + u[2] * augment.motion_zoom),
+        rotation=math.radians(u[3] * augment.motion_rotation),
+        object_shift=augment.motion_object,
+        object_growth=augment.motion_growth,
+        seed=int(generator.integers(2**32)),
+    )
+
+
+def view_moved(
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    size: tuple[int, int],
+    view: View,
+    motion: Motion,
+    frames: float,
+    is_thing: np.ndarray = IS_THING,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The view of labels (H, W) after `frames` frames of motion: two maps (height, width), void where nothing moved
+    in."""
+    fh, fw = semantic.shape
+    y, x = sample_grid((fh, fw), size, view)
+    # From the view to the frame: the inverse of the motion, about the frame's centre.
+    angle, scale = -motion.rotation * frames, motion.zoom**-frames
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    dy = y[:, None] - fh / 2 - motion.shift[0] * frames * fh
+    dx = x[None, :] - fw / 2 - motion.shift[1] * frames * fw
+    rows, columns = np.floor(cos * dy - sin * dx + fh / 2), np.floor(sin * dy + cos * dx + fw / 2)
+    inside = (rows >= 0) & (rows < fh) & (columns >= 0) & (columns < fw)
+    flat = (nearest(rows, fh) * fw + nearest(columns, fw)).ravel()
+    moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
+    moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
+    if motion.object_shift > 0 or motion.object_growth > 0:
+        _move_objects(moved_semantic, moved_instance, motion, frames, is_thing)
+    return moved_semantic, moved_instance
+
+
+def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
+    """Fill a hole (h, w) with the class and id beside it in the row, in place; void if the row has none."""
+    if not hole.any():
+        return
+    column = np.arange(semantic.shape[1])
+    left = np.maximum.accumulate(np.where(hole, -1, column), axis=1)
+    right = np.minimum.accumulate(np.where(hole, column.size, column)[:, ::-1], axis=1)[:, ::-1]
+    origin = np.where(left >= 0, left, right)
+    outside = origin >= column.size  # the whole row is a hole
+    origin = np.minimum(origin, column.size - 1)
+    semantic[:] = np.where(outside, np.uint8(VOID), np.take_along_axis(semantic, origin, axis=1))
+    instance[:] = np.where(outside, 0, np.take_along_axis(instance, origin, axis=1))
+
+
+def _move_objects(
+    semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float, is_thing: np.ndarray
+) -> None:
+    """Shift and scale each object by its own velocity, in place. The uncovered pixels take the class beside them."""
+    key = np.where(is_thing[semantic], instance.astype(np.int64) * 256 + semantic, 0)
+    key[instance == 0] = 0
+    objects = []
+    for k in np.unique(key[key > 0]):
+        rows, columns = np.nonzero(key == k)
+        *speed, growth = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 3)
+        # An object moves along the street more than up and down.
+        size = math.sqrt(rows.size)
+        down, right = (
+            v * share * motion.object_shift * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True)
+        )
+        scale = (1 + growth * motion.object_growth) ** frames
+        if max(abs(down), abs(right), abs(scale - 1) * size) >= 0.5:
+            objects.append(
+                (rows, columns, down, right, scale, semantic[rows[0], columns[0]], instance[rows[0], columns[0]])
+            )
+    for rows, columns, *_ in objects:
+        key[rows, columns] = -1
+    hole = key == -1
+    fill(semantic, instance, hole)
+    # A lower object is nearer, so it is painted later.
+    for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
+        y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)
+        semantic[y, x] = label
+        instance[y, x] = identity
+
+
+def _moved_pixels(
+    rows: np.ndarray, columns: np.ndarray, shift: tuple[float, float], scale: float, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an object scaled about the middle of its lower edge, then shifted; only those within the map."""
+    top, left = rows.min(), columns.min()
+    mask = np.zeros((rows.max() - top + 1, columns.max() - left + 1), bool)
+    mask[rows - top, columns - left] = True
+    foot, middle = rows.max() + 1 + shift[0], left + mask.shape[1] / 2 + shift[1]
+    height, width = (max(1, round(n * scale)) for n in mask.shape)
+    y = np.minimum(((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp), mask.shape[0] - 1)
+    x = np.minimum(((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp), mask.shape[1] - 1)
+    y, x = np.nonzero(mask[np.ix_(y, x)])
+    y, x = y + round(foot - height), x + round(middle - width / 2)
+    seen = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    return y[seen], x[seen]
