@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start a server with a script; `get` downloads from it with short waits."""
+    """Start a server with a script."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     running = []
 
@@ -28,6 +28,5 @@ def serve(monkeypatch):
 
     yield start
     for server in running:
-        server.released.set()
         server.shutdown()
         server.server_close()

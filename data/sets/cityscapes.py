@@ -94,7 +94,7 @@ def _unpacked(root: Path, name: str) -> bool:
     """Whether a folder exists; if only its archive exists, unpack that first."""
     folder, archive = root / name, root / ARCHIVES[name]
     if not folder.is_dir() and archive.is_file():
-        unpack(archive, folder, inner=name)
+        unpack(archive, folder)
     return folder.is_dir()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.io.files import walk
 from data.labels import CAR, PERSON, DataError, read_panoptic
-from data.sets.download import download, hub_url, unpack
+from data.sets.download import from_hub, unpack
 from data.sets.frames import FileSource, FrameRef, frame_name, ordered
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "KittiSTEP"
@@ -24,7 +24,7 @@ REVISION = "3d14d271377c0af53ddbff26b32dd4a937e69cfa"
 ARCHIVE = "kitti_step.zip"
 ARCHIVE_SIZE = 15_603_758_691  # bytes
 ARCHIVE_SHA256 = "8a63817b76bf1b66ca8ccb0f13fdcdbf3921dcf7b4c0df586ca06965965ace70"
-UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly compress; unpacking makes the exact check
+UNPACKED_SIZE = 16_400_000_000  # bytes, at most: PNGs hardly compress
 TOP_FOLDER = "kitti_out"  # in the archive
 
 _PARTS = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)")
@@ -72,11 +72,8 @@ def ensure_kitti_step(root: Path, is_default: bool) -> None:
         state = "holds no kitti_out/video_sequence/<split> and no images/<split>" if root.is_dir() else "is missing"
         raise DataError(f"the folder {root} {state}. {HOW_TO_GET_IT}")
     print(f"KITTI-STEP is not in {root}: getting it (once)", flush=True)
-    archive = root / ARCHIVE
-    by_hand = f"fetch {ARCHIVE} of {REPOSITORY} on the Hugging Face hub elsewhere and put it at {archive}"
-    url = hub_url(REPOSITORY, ARCHIVE, REVISION)
-    download(url, archive, ARCHIVE_SIZE, ARCHIVE_SHA256, unpacked=UNPACKED_SIZE, by_hand=by_hand)
-    unpack(archive, root / TOP_FOLDER, inner=TOP_FOLDER)
+    archive = from_hub(REPOSITORY, ARCHIVE, REVISION, root, ARCHIVE_SHA256, ARCHIVE_SIZE + UNPACKED_SIZE)
+    unpack(archive, root / TOP_FOLDER)
     print(f"unpacked to {root / TOP_FOLDER}; {archive} is needed no longer", flush=True)
 
 
