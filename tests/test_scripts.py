@@ -202,7 +202,7 @@ def test_without_a_network_the_default_data_has_a_way_out(capfd, tmp_path, monke
         monkeypatch.delenv(name, raising=False)
     result = call(capfd, "train", *FLAGS, "--results_folder", tmp_path / "run")
     lines = result.err.strip().split("\n")  # what is left of the progress bar, and the error
-    assert result.status == 2 and len(lines) <= 2 and "error: no network" in lines[-1]
+    assert result.status == 2 and len(lines) <= 2 and "error: kitti_step.zip cannot be fetched (" in lines[-1]
     assert "By hand: " in lines[-1] and "KittiSTEP/kitti_step.zip" in lines[-1]
 
 

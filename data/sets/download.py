@@ -24,8 +24,9 @@ def from_hub(repository: str, filename: str, revision: str, folder: Path, sha256
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise DownloadError(f"{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
-    from huggingface_hub import hf_hub_download  # slow to import and rarely needed
+    from huggingface_hub import hf_hub_download, logging  # slow to import and rarely needed
 
+    logging.set_verbosity_error()  # not a line for each new attempt
     try:
         fetched = Path(hf_hub_download(repository, filename, revision=revision, local_dir=folder / ".download"))
     except Exception as error:  # of several libraries: no network, a server's refusal, a full disk
