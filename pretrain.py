@@ -70,17 +70,11 @@ RECIPE = {
     "ema_decay":           (0.998,       0.999,       0.999),
     "sampling":            ((4, 2, 0.5), (8, 4, 0.5), (20, 8, 0.05)),  # first and later steps, time difference
     "learn_void":          (False,       False,       True),
-    "time_power":          (3.0,         3.0,         1.0),          # t = u^(1 / power)
     "loss_stride":         (3,           2,           1),            # mask pixels
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "segments"),
     "synthetic_history":   (0.5,         0.5,         0.0),          # share of clips
-    "history_corruption":  (0.5,         0.5,         0.0),          # share of history masks
-    "corruption_shift":    (4,           4,           2),            # mask pixels
-    "corruption_coarse":   (12,          12,          1),            # mask pixels
-    "corruption_split":    (0.1,         0.1,         0.0),          # share of instances
-    "corruption_merge":    (0.1,         0.1,         0.0),          # share of instances
     "scale_range":         ((0.7, 2.2),  (0.7, 2.2),  (1.0, 3.0)),
     "brightness":          (0.2,         0.2,         0.8),
     "contrast":            (0.2,         0.2,         0.8),

@@ -22,5 +22,4 @@ for seed in "${@:-1}"; do
 done
 train adamw --seed 1 --optimizer adamw --lr 1e-3
 train random-slots --seed 1 --slot_order random
-train uniform-time --seed 1 --time_power 1
 train resnet50-from-scratch --seed 1 --backbone resnet50 --backbone_weights none --backbone_lr 1

@@ -117,8 +117,8 @@ def test_stuff_is_one_area_or_one_for_each_class():
 
 
 def test_the_target_is_noised_at_its_time():
-    """x_t = sqrt(gamma) x0 + sqrt(1 - gamma) eps; t = u^(1 / power)."""
-    _, _, model, draws = the_loss(LossConfig(instance_weight=0, time_power=2.0), t=0.25)
+    """x_t = sqrt(gamma) x0 + sqrt(1 - gamma) eps."""
+    _, _, model, draws = the_loss(LossConfig(instance_weight=0), t=0.5)
     assert model.t.item() == pytest.approx(0.5)
     g = math.cos((0.5 + 0.0002) / 1.00025 * math.pi / 2) ** 2
     # The car's semantic code, 14 = 01110, at its pixel

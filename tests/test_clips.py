@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from data.clips.clips import ClipFormat, Clips
-from data.clips.history import HistoryConfig, corrupt
+from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import Motion, view_moved
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
 from data.clips.transforms import (
@@ -278,79 +278,27 @@ def scene_with_cars():
     return semantic, instance
 
 
-def test_a_corrupted_history_lacks_instances_and_is_shifted_in_blocks():
-    def corrupted(seed=0, **values):
+def test_history_masks_are_dropped_each_by_itself_and_all_at_once():
+    def dropped(seed=0, **values):
         semantic, instance = scene_with_cars()
-        corrupt(semantic, instance, HistoryConfig(**({"history_dropout": 0.0} | values)), np.random.default_rng(seed))
+        drop_masks(
+            semantic, instance, HistoryConfig(**({"history_dropout": 0.0} | values)), np.random.default_rng(seed)
+        )
         return semantic, instance
 
-    semantic, instance = scene_with_cars()
-    assert all(np.array_equal(a, b) for a, b in zip(corrupted(), (semantic, instance), strict=True))
-
-    gone, ids = corrupted(history_corruption=1.0, corruption_drop=1.0, corruption_shift=0)
-    assert not ids.any() and not gone.any()  # all road, as beside them
-    some = [corrupted(seed, history_corruption=1.0, corruption_drop=0.5, corruption_shift=0) for seed in range(9)]
-    assert {len(np.unique(ids[0] * 256 + semantic[0])) for semantic, ids in some} >= {
-        2,
-        3,
-    }  # id 7 twice: each by itself
-
-    shifts = [(y, x) for y in range(-3, 4) for x in range(-3, 4)]
-    found = set()
-    for seed in range(40):
-        _, ids = corrupted(seed, history_corruption=1.0, corruption_drop=0.0, corruption_shift=3)
-        for t in range(3):  # away from the border it is the same mask at another place
-            inner = ids[t, 3:-3, 3:-3]
-            matches = [(y, x) for y, x in shifts if np.array_equal(inner, instance[t, 3 + y : 21 + y, 3 + x : 45 + x])]
-            assert matches
-            found |= set(matches)
-    assert len(found) > 30  # of 49
-
-    blocks = [corrupted(seed, history_corruption=1.0, corruption_drop=0.0, corruption_shift=0, corruption_coarse=4)
-              for seed in range(9)]  # fmt: skip
-    assert any(not np.array_equal(ids, instance) for _, ids in blocks)
-
+    assert all(np.array_equal(a, b) for a, b in zip(dropped(), scene_with_cars(), strict=True))
     for values in ({"history_absent": 1.0}, {"history_dropout": 1.0}):
-        nothing, ids = corrupted(**values)
+        nothing, ids = dropped(**values)
         assert (nothing == VOID).all() and not ids.any()
-    kept = [(corrupted(seed, history_dropout=0.5)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
+    kept = [(dropped(seed, history_dropout=0.5)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
     np.testing.assert_allclose(np.mean(kept, axis=0), 0.5, atol=0.12)
     assert {tuple(k) for k in kept} == {(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)}
+    absent = [(dropped(seed, history_absent=0.4)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
+    assert {tuple(k) for k in absent} == {(False,) * 3, (True,) * 3}
+    np.testing.assert_allclose(np.mean(absent), 0.6, atol=0.1)
 
 
-def test_padding_is_left_out_of_what_happens_to_the_history():
-    source = Painted(size=(20, 120))  # half as high as the target, where it has its area
-    fmt = ClipFormat((64, 96), (32, 48), 16, (-2, -1))
-    damage = HistoryConfig(0.0, history_corruption=1.0, corruption_shift=6, corruption_coarse=4)
-    for seed in range(20):
-        sample = Clips(source, fmt, history_config=damage).sample(3, np.random.default_rng(seed))
-        assert not sample["semantic"][:, 16:].any() and not sample["semantic_known"][:, 16:].any()
-        assert has_history(sample).all()
-
-
-def test_a_corrupted_history_has_split_merged_and_renamed_instances():
-    def corrupted(seed=0, **values):
-        semantic, instance = scene_with_cars()
-        settings = {"history_dropout": 0.0, "history_corruption": 1.0, "corruption_drop": 0.0, "corruption_shift": 0}
-        corrupt(semantic, instance, HistoryConfig(**settings, **values), np.random.default_rng(seed))
-        return semantic, instance, np.where(instance > 0, instance * 256 + semantic, 0)
-
-    semantic, instance, whole = corrupted()
-    *_, parts = corrupted(corruption_split=1.0)
-    for before, after in zip(whole, parts, strict=True):
-        for k in np.unique(before)[1:]:
-            inside, counts = np.unique(after[before == k], return_counts=True)
-            assert k in inside and len(inside) == 2 and 0.1 < counts[inside != k][0] / counts.sum() < 0.55
-    merged = [corrupted(seed, corruption_merge=1.0)[2] for seed in range(9)]
-    assert all(set(np.unique(m)) <= set(np.unique(whole)) and np.array_equal(m > 0, whole > 0) for m in merged)
-    assert min(len(np.unique(m[0])) for m in merged) < 4
-    renamed, ids, _ = corrupted(corruption_class=1.0)
-    assert np.array_equal(ids, instance) and (renamed[ids > 0] >= 11).all() and (renamed != semantic).any()
-
-
-@pytest.mark.parametrize(
-    "values", [{"history_dropout": 5.0}, {"corruption_shift": -3}, {"corruption_coarse": 0}, {"history_absent": -0.1}]
-)
+@pytest.mark.parametrize("values", [{"history_dropout": 5.0}, {"history_absent": -0.1}])
 def test_histories_that_cannot_be_are_refused(values):
     with pytest.raises(DataError):
         HistoryConfig(**values)

@@ -254,7 +254,7 @@ def test_configurations_that_cannot_be_are_refused(changes):
         ModelConfig.from_dict(CONFIG.to_dict() | changes)
 
 
-@pytest.mark.parametrize("values", [{"time_power": 0.0}, {"instance_weight": -1.0}, {"loss_stride": 0}])
+@pytest.mark.parametrize("values", [{"instance_weight": -1.0}, {"loss_stride": 0}])
 def test_losses_that_cannot_be_are_refused(values):
     with pytest.raises(ConfigError):
         LossConfig(**values)

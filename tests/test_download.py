@@ -56,9 +56,7 @@ def test_a_refusal_is_one_line(hub, tmp_path):
 
 def test_other_bytes_than_expected_are_not_kept(hub, tmp_path):
     hub(("wrong bytes", None))
-    with pytest.raises(
-        DownloadError, match=r"a\.zip of us/data is not the file expected; nothing was kept"
-    ):
+    with pytest.raises(DownloadError, match=r"a\.zip of us/data is not the file expected; nothing was kept"):
         fetch(tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size >= len(BODY)]
     assert fetch(tmp_path).read_bytes() == BODY

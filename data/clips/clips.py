@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.clips.history import HistoryConfig, corrupt
+from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.slots import assign_slots
@@ -117,7 +117,7 @@ class Clips(Dataset):
 
         order = "random"
         if self.history_config is not None:
-            corrupt(classes[past], ids[past], self.history_config, generator, is_thing)
+            drop_masks(classes[past], ids[past], self.history_config, generator)
             order = self.history_config.slot_order
         slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order, is_thing)
         semantic_known = classes != VOID

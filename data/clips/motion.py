@@ -65,7 +65,7 @@ def view_moved(
     return moved_semantic, moved_instance
 
 
-def fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
+def _fill(semantic: np.ndarray, instance: np.ndarray, hole: np.ndarray) -> None:
     """Fill a hole (h, w) with the class and id beside it in the row, in place; void if the row has none."""
     if not hole.any():
         return
@@ -102,7 +102,7 @@ def _move_objects(
     for rows, columns, *_ in objects:
         key[rows, columns] = -1
     hole = key == -1
-    fill(semantic, instance, hole)
+    _fill(semantic, instance, hole)
     # A lower object is nearer, so it is painted later.
     for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
         y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)

@@ -27,12 +27,11 @@ class LossConfig:
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
     learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd is none, as published"] = False
-    time_power: Annotated[float, "t = u^(1 / power), u uniform: above 1 spends more on noisy times"] = 1.0
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):
-        if not 0 <= self.instance_weight < math.inf or not 0 < self.time_power < math.inf:
-            raise ConfigError("instance_weight must be 0 or more, and time_power above 0")
+        if not 0 <= self.instance_weight < math.inf:
+            raise ConfigError(f"instance_weight must be 0 or more, not {self.instance_weight}")
         if self.loss_stride < 1:
             raise ConfigError(f"loss_stride is 1 or more, not {self.loss_stride}")
 
@@ -66,7 +65,7 @@ def training_loss(
     draws: Draws,
     step: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch of clips, whose history data/clips/history.py has damaged already.
+    """The loss of a batch of clips, with the history that data/clips has left them.
 
     model: a Pix2SeqD, as it is or wrapped for several processes; config: its ModelConfig. batch: `image` float
     (B, 3, H, W) in [0, 1]; `semantic`, `instance` integers and `semantic_known`, `instance_known` bool
@@ -83,8 +82,7 @@ def training_loss(
     if loss.learn_void:  # of the target alone: what is unknown in the history is so at inference, too
         now[2:] = torch.ones_like(now[2]), torch.ones_like(now[3])
     x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
-    t = draws.t ** (1 / loss.time_power)
-    x = add_noise(x0, draws.noise, t)
+    x = add_noise(x0, draws.noise, draws.t)
 
     # History: the masks before it
     past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
@@ -95,7 +93,7 @@ def training_loss(
     if loss.loss_stride > 1:
         grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
     key = draws.key if config.dropout else None
-    logits = model(batch["image"], x, t, history, grid, key)
+    logits = model(batch["image"], x, draws.t, history, grid, key)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
