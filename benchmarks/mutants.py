@@ -41,6 +41,7 @@ TESTS = {
     "data/sets/": "data sets",
     "data/labels.py": "data sets by_hand",
     "data/io/": "inputs evaluate inference",
+    "inference.py": "inference",
     "metrics/": "metrics metrics_random",
 }
 
@@ -77,8 +78,8 @@ MUTANTS = [
     Mutant("sampler-reads-the-first-output", SAMPLERS, "modulation.at(k)", "modulation.at(0)"),
     # Loss
     Mutant("codes-summed-not-averaged", LOSS, 'losses["instance"]) / 2', 'losses["instance"])'),
-    Mutant("slot-loss-without-a-slot", LOSS, "zip(parts, now[:2], now[2:], strict=True)",
-           "zip(parts, now[:2], [now[2], now[2]], strict=True)"),
+    Mutant("slot-loss-without-a-slot", LOSS, "now[:2], now[2:], strict=True)",
+           "now[:2], [now[2], now[2]], strict=True)"),
     Mutant("loss-without-weight", LOSS, "(error * weight * known).mean()", "(error * known).mean()"),
     Mutant("loss-of-unknown-pixels", LOSS, "(error * weight * known).mean()", "error.mean()"),
     Mutant("weights-grow-with-area", LOSS, "(1 / (area.gather(1, flat) + 1)).pow(power)",
@@ -110,10 +111,13 @@ MUTANTS = [
     Mutant("dropout-not-scaled", "model/network/dropout.py", " / (1 - rate)", ""),
     # Stream
     Mutant("time-difference-ignored-in-the-stream", STEP, "sampling_times(steps, config.time_difference)", "sampling_times(steps)"),
-    Mutant("later-frames-take-first-steps", STEP, "(output,) = look(config.steps, anew)", "(output,) = look(config.first_steps, anew)"),
-    Mutant("noise-the-same-in-each-frame", STEP, "seeded(device, config.seed, s.video, s.frame, *key)",
-           "seeded(device, config.seed, s.video, *key)"),
-    Mutant("second-look-has-the-history", STEP, "(history, ()), (None, (1,)), None", "(history, ()), (history, (1,)), None"),
+    Mutant("later-frames-take-first-steps", STEP, "look(config.steps, None, 1)", "look(config.first_steps, None, 1)"),
+    Mutant("noise-the-same-in-each-frame", STEP, "seeded(device, config.seed, m.video, m.frame, *key)",
+           "seeded(device, config.seed, m.video, *key)"),
+    Mutant("seen-ahead-as-the-frame-after", "inference.py", "Moment(self.number, number, first)",
+           "Moment(self.number, number + 1, first)"),
+    Mutant("seen-ahead-with-a-lost-history", "inference.py", "first = bad\n", "first = False\n"),
+    Mutant("second-look-has-the-history", STEP, "look(config.fresh_steps, None, 1)", "look(config.fresh_steps, history, 1)"),
     Mutant("crowd-known-in-the-history", STEP, "known & ~nameless", "known"),
     Mutant("void-is-an-answer", ANSWER, "codes = codes[..., 1:]  # void is never an answer\n    semantic = codes.max(dim=-1).indices + 1",
            "semantic = codes.max(dim=-1).indices\n    codes = codes[..., 1:]"),

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from small import CONFIG, lively_model
 
 import cli
-from benchmarks import quality, speed
+from benchmarks import mutants, quality, speed
 from data.labels import write_image, write_panoptic
 from data.streets.source import render_video, tracked_only
 from model import PRESETS
@@ -62,3 +62,8 @@ def test_quality_of_a_small_video(monkeypatch, tmp_path, weights, capsys):
     assert previous["AQ pix"] >= previous["AQ"]
     assert "previous" in capsys.readouterr().out
     assert run(monkeypatch, quality, *words[:6], "--settings", "4") == 2
+
+
+def test_each_mutant_changes_something():
+    texts = {m.file: (mutants.ROOT / m.file).read_text() for m in mutants.MUTANTS}
+    assert [m.name for m in mutants.MUTANTS if texts[m.file].count(m.before) != 1] == []

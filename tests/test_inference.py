@@ -137,16 +137,22 @@ def test_sequences_never_share_history_and_gaps_end_it(weights, tmp_path, capfd,
             return super().follow(answer, state, frame)
 
     monkeypatch.setattr(inference, "VideoPredictor", Watched)
-    source = folder_of(tmp_path / "in", [*named("a", (0, 1, 2, 7, 8)), *named("b", (0, 2, 4))])
-    flags = "--history_steps", str(history_steps)
-    assert infer(capfd, weights, source, tmp_path / "out", *flags).status == 0
+    source = folder_of(
+        tmp_path / "in", [*named("a", (0, 1, 2, 7, 8)), *named("b", (0, 2, 4)), *named("c", (0, 1, 2, 3))]
+    )
+    (bad,) = (p for p in source.iterdir() if p.name.startswith("c_000001"))
+    bad.write_bytes(bad.read_bytes()[:60])
+    flags = "--history_steps", str(history_steps), "--skip_bad_files"
+    assert infer(capfd, weights, source, tmp_path / "out", *flags).status == 1
     assert [m[:3] for m in followed] == sorted(seen)
-    firsts = [(video, first) for video, _, first, _ in followed]
-    assert firsts == [(0, True), (0, False), (0, False), (0, True), (0, False), (1, True), (1, False), (1, False)]
+    firsts = {v: [(frame, first) for video, frame, first, _ in followed if video == v] for v in range(3)}
+    assert firsts[0] == [(0, True), (1, False), (2, False), (3, True), (4, False)]
+    assert firsts[1] == [(0, True), (1, False), (2, False)]
+    assert firsts[2] == [(0, True), (2, True), (3, False)]  # nothing is known of the frame before
     assert followed[3][3] > followed[1][3] > 1 and followed[5][3] == 1
     followed.clear()
-    assert infer(capfd, weights, source, tmp_path / "apart", *flags, "--independent_frames").status == 0
-    assert [m[2:] for m in followed] == [(True, 1)] * 8
+    assert infer(capfd, weights, source, tmp_path / "apart", *flags, "--independent_frames").status == 1
+    assert [m[2:] for m in followed] == [(True, 1)] * 11
 
 
 def test_frames_seen_ahead_have_the_same_masks(weights, whole, tmp_path, capfd, monkeypatch):
