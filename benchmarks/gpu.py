@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import PRESETS, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
+from model.network.precision import make_fast
 from model.stream.loading import build
 from training.config import TrainingConfig
 from training.fit import fit
-from training.start import make_fast, one_batch
+from training.machine import one_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()

@@ -25,9 +25,9 @@ from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
 from training.config import TrainingConfig
 from training.fit import fit
+from training.machine import MARGIN, slices
 from training.optimizer import learning_rate
 from training.run import Log
-from training.start import MARGIN, slices
 from training.step import StepBatches
 
 SETTINGS = {

@@ -21,9 +21,9 @@ from model.checkpoint import LATEST
 from model.diffusion.loss import LossConfig
 from model.network.pix2seq_d import Pix2SeqD
 from training.config import TrainingConfig
+from training.machine import loader_workers, slices
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.run import Log, Picture, Run, Stop, Validate, outlive_signals
-from training.start import loader_workers, slices
 from training.step import StepBatches, optimizer_step
 
 
