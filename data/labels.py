@@ -172,7 +172,9 @@ def encode_panoptic(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """
     if instance.size and (int(instance.max()) > MAX_ID or int(instance.min()) < 0):
         raise DataError(f"instance ids must be 0..{MAX_ID} to be stored, not {instance.min()}..{instance.max()}")
-    return np.stack([semantic, instance // 256, instance % 256], axis=-1).astype(np.uint8)
+    rgb = np.empty((*semantic.shape, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1], rgb[..., 2] = semantic, instance >> 8, instance & 255
+    return rgb
 
 
 def decode_panoptic(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
