@@ -128,4 +128,4 @@ def narrowed(width: int, image: np.ndarray, semantic: np.ndarray, track: np.ndar
     size = width, max(1, round(height * width / wide))
     columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (wide, height), strict=True))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=1.1))
-    return small, semantic[rows[:, None], columns], track[rows[:, None], columns]
+    return small, *(labels.take(rows, axis=0).take(columns, axis=1) for labels in (semantic, track))

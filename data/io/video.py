@@ -147,7 +147,7 @@ class VideoWriter:
             self.graph = self._palette_graph()
         elif kind == "mp4":
             self.stream.pix_fmt = "yuv420p"
-            self.stream.options = {"crf": "20", "preset": "veryfast"}
+            self.stream.options = {"crf": "20", "preset": "superfast"}
         else:
             self.stream.pix_fmt = "yuv420p"
             self.container.options["loop"] = "0"
