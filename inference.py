@@ -68,10 +68,10 @@ OPTIONS = {
         cli.Option("sampler", None, "how a step is made", tuple(SAMPLERS)),
         cli.Option("seed", 42, "of the noise"),
         cli.Option("history_steps", None, "of the later frames' steps, how many see the history", kind=int, rare=True),
-        cli.Option("average_classes", True, "classes by all steps' answers, not by the last alone", rare=True),
-        cli.Option("min_area", StreamConfig.min_area, "instances of fewer mask pixels are dropped", rare=True),
-        cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never", rare=True),
-        cli.Option("max_gap", 5, "frames for which a lost track can still be found again; 0: none", rare=True),
+        cli.Option("average_classes", None, "classes by all steps, not by the last alone", kind=bool, rare=True),
+        cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int, rare=True),
+        cli.Option("merge", None, "merge slots that are this likely for each other's pixels", kind=float, rare=True),
+        cli.Option("max_gap", None, "frames for which a lost track can still be found again", kind=int, rare=True),
     ],
     "history": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as given"),
@@ -114,6 +114,8 @@ def main() -> int:
     check_given(sequences, args.output_folder, args.use_frames_before)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
+    if (streams := sum(is_stream(s.video) for s in sequences)) > args.batch_videos * processes.num_processes:
+        raise cli.UsageError(f"{streams} streams, which have no end, need --batch_videos {streams}")
     args.checkpoint = checkpoint_of(args, processes)
     version = args.checkpoint.stat().st_mtime_ns
     predictor = load(args, sampling, processes)
@@ -214,13 +216,8 @@ def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
     """The predictor of the checkpoint, on this process's device. sampling: what differs from what it recommends."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise cli.UsageError("--device cuda: there is no CUDA device; use --device cpu")
-    predictor = VideoPredictor.from_checkpoint(
-        args.checkpoint,
-        device=processes.device,
-        mixed_precision=args.mixed_precision,
-        image_size=args.image_size,
-        **sampling,
-    )
+    options = {"device": processes.device, "mixed_precision": args.mixed_precision, "image_size": args.image_size}
+    predictor = VideoPredictor.from_checkpoint(args.checkpoint, **options, **sampling)
     predictor.only_infer(args.cuda_graphs, args.compile)
     return predictor
 
@@ -242,7 +239,7 @@ class Job:
     def __init__(
         self, sequence: Sequence, number: int, args, run: str, bar: tqdm, space: LabelSpace, live: Live | None = None
     ):
-        self.sequence, self.number, self.args, self.bar, self.live = sequence, number, args, bar, live
+        self.sequence, self.args, self.bar, self.live = sequence, args, bar, live
         fps = args.fps or sequence.rate_and_length()[0] or 10.0
         self.output = SequenceOutput(
             sequence, args.output_folder, run, args.overlay, fps, args.restart, args.use_frames_before,
@@ -270,16 +267,16 @@ class Job:
 
     def _read(self, frames: Iterator, predictor: VideoPredictor, pool: Executor | None) -> Iterator[Coming]:
         """The frames from here on, in a thread ahead of the others; with a pool the network sees them from there."""
-        args, cuts, first = self.args, Cuts(self.cuts), self.state.moment.first
+        args, cuts, (video, _, first) = self.args, Cuts(self.cuts), self.state.moment
         for number, (frame, image) in enumerate(frames, self.done):
             bad, cut, seen = isinstance(image, DataError), False, None
             if not bad:
                 cut = args.cuts and not args.independent_frames and cuts(image)
                 first |= cut or (frame.after_gap and args.cuts) or args.independent_frames
                 if pool and number >= args.use_frames_before:
-                    seen = pool.submit(predictor.see, [image], [Moment(self.number, number, first)])
+                    seen = pool.submit(predictor.see, [image], [Moment(video, number, first)])
             yield Coming(frame, image, first, cut, cuts.state, seen)
-            first = bad
+            first = bad  # nothing is known of it
 
     def next_frame(self, predictor: VideoPredictor) -> Coming | None:
         """The next frame that is to be predicted, or None at the end."""
@@ -356,6 +353,7 @@ def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
                     job = waiting.pop(0)
                     stack.callback(job.output.close)
                     job.start(predictor, pool)
+                    stack.callback(job.frames.close)  # its thread ends
                     running.append(job)
                 predict_next(predictor, running)
         except KeyboardInterrupt:

@@ -33,18 +33,18 @@ with cli.imports():
     from data.sets.frames import FrameSource
     from data.sets.registry import DATASETS
     from metrics import Evaluation
-    from model import StreamConfig, VideoPredictor
+    from model import VideoPredictor
     from model.stream.resize import nearest
 
 OPTIONS = {
     "what": [
         cli.Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "weights"),
-        cli.Option("settings", None, "first_steps,steps,time_difference; none: the recommended", nargs="+"),
-        cli.Option("history_steps", StreamConfig.history_steps, "of a later frame's steps, how many see the history"),
-        cli.Option("average_classes", True, "classes by all steps' answers"),
-        cli.Option("merge", 0.5, "merge slots that are this likely for each other's pixels; 0: never"),
-        cli.Option("min_area", StreamConfig.min_area, "instances of fewer mask pixels are dropped"),
-        cli.Option("max_gap", 5, "frames for which a lost track can still be found again"),
+        cli.Option("settings", None, "first_steps,steps,time_difference; none, here and below: recommended", nargs="+"),
+        cli.Option("history_steps", None, "of a later frame's steps, how many see the history", kind=int),
+        cli.Option("average_classes", None, "classes by all steps' answers", kind=bool),
+        cli.Option("merge", None, "merge slots that are this likely for each other's pixels; 0: never", kind=float),
+        cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int),
+        cli.Option("max_gap", None, "frames for which a lost track can still be found again", kind=int),
         cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
         cli.Option("seed", 42, "of the noise"),
         cli.Option("components", False, "also connected components of the same classes"),
@@ -97,7 +97,7 @@ def open_source(args) -> FrameSource:
 
 def predictor_of(args, setting: str | None) -> VideoPredictor:
     fields = ("history_steps", "average_classes", "merge", "min_area", "max_gap", "seed")
-    sampling = {name: getattr(args, name) for name in fields}
+    sampling = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     if setting:
         try:
             first_steps, steps, time_difference = setting.split(",")

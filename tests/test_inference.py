@@ -384,6 +384,74 @@ def test_the_first_masks_can_be_given(weights, tmp_path, capfd):
     assert "which is missing" in infer(capfd, weights, source, out, "--use_frames_before", 2).message
 
 
+def test_the_first_masks_of_a_film_can_be_given(weights, tmp_path, capfd):
+    out = tmp_path / "out"
+    with VideoWriter(tmp_path / "v.mp4", 10) as film:
+        for frame in read_video_of_noise(4):
+            film.write(frame)
+    assert (
+        "v_000000_panoptic.png, which is missing"
+        in infer(capfd, weights, tmp_path / "v.mp4", out, "--use_frames_before", 2).message
+    )
+    semantic, track = np.full((32, 48), 13, np.uint8), np.full((32, 48), 77, np.int32)
+    for number in range(2):
+        write_panoptic(out / f"v_{number:06d}_panoptic.png", semantic, track)
+    given = (out / "v_000000_panoptic.png").read_bytes()
+    for flags in ((), ("--seed", 7)):  # other flags: all is made anew but what was given
+        assert infer(capfd, weights, tmp_path / "v.mp4", out, "--use_frames_before", 2, *flags).status == 0
+        assert len(masks(out)) == 4 and (out / "v_000000_panoptic.png").read_bytes() == given
+
+
+def test_a_mask_of_a_film_that_was_deleted_is_made_again(weights, tmp_path, capfd):
+    out = tmp_path / "out"
+    with VideoWriter(tmp_path / "v.mp4", 10) as film:
+        for frame in read_video_of_noise(4):
+            film.write(frame)
+    for _ in range(2):
+        assert infer(capfd, weights, tmp_path / "v.mp4", out).status == 0
+        (out / "v_000001_panoptic.png").unlink(missing_ok=True)
+    assert infer(capfd, weights, tmp_path / "v.mp4", out).status == 0 and len(masks(out)) == 4
+
+
+def read_video_of_noise(count):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, 32, 48, 3), dtype=np.uint8)
+
+
+def test_a_half_done_video_keeps_its_noise_when_another_joins(weights, tmp_path, capfd):
+    import inference
+
+    source = folder_of(tmp_path / "in", named("b", range(3)))
+    seen = []
+
+    class Watched(inference.VideoPredictor):
+        def see(self, frames, moments, *rest):
+            seen.extend(moments)
+            return super().see(frames, moments, *rest)
+
+    assert infer(capfd, weights, source, tmp_path / "out").status == 0
+    folder_of(source, [*named("a", range(2)), *named("b", range(3, 5))])  # b goes on, and is now the second
+    before, inference.VideoPredictor = inference.VideoPredictor, Watched
+    try:
+        assert infer(capfd, weights, source, tmp_path / "out").status == 0
+    finally:
+        inference.VideoPredictor = before
+    assert {m.video for m in seen if m.frame >= 3} == {0}
+
+
+def test_a_checkpoint_that_recommends_to_sample_as_published_is_followed(weights, tmp_path, capfd, monkeypatch):
+    import inference
+
+    stored = checkpoints.load(weights) | {"sampling": {"merge": 0.0, "average_classes": False, "history_steps": 1}}
+    checkpoints.save(tmp_path / "model.pt", stored)
+    used = []
+    monkeypatch.setattr(inference.VideoPredictor, "only_infer", lambda self, *_: used.append(self.config))
+    source = folder_of(tmp_path / "in", named("a", range(2)))
+    assert infer(capfd, tmp_path / "model.pt", source, tmp_path / "a").status == 0
+    assert infer(capfd, tmp_path / "model.pt", source, tmp_path / "b", "--merge", 0.4, "--average_classes").status == 0
+    assert [(c.merge, c.average_classes, c.history_steps) for c in used] == [(0.0, False, 1), (0.4, True, 1)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad files
 # ---------------------------------------------------------------------------------------------------------------------

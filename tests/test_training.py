@@ -281,6 +281,13 @@ def test_slices_are_as_many_as_the_free_memory_asks_for():
 
     assert [number(1000 * most) for most in (12, 11, 6, 5, 4, 1, 0)] == [1, 2, 2, 3, 3, 12, 12]
     assert slices(model, LOSS, config, accelerator) == 1  # on a CPU
+
+    def full(call):  # one sample fits, two do not
+        if call.__defaults__[0] == 2:
+            raise torch.cuda.OutOfMemoryError
+        return 1000
+
+    assert slices(model, LOSS, config, accelerator, None, full, 10_000) == 12
     assert number(1000, config=dataclasses.replace(config, accumulate=3)) == 3
     kept = {"training": {"config": {"accumulate": 4}, "processes": 1}}
     assert number(12_000, kept) == 4  # a run that goes on computes the same

@@ -55,7 +55,11 @@ def slices(
     if free is None:
         torch.cuda.empty_cache()
         free, peak = torch.cuda.mem_get_info(accelerator.device)[0], _cuda_peak
-    one, two = (peak(lambda count=count: one_batch(model, loss, config, accelerator, count)) for count in (1, 2))
+    try:
+        one, two = (peak(lambda count=count: one_batch(model, loss, config, accelerator, count)) for count in (1, 2))
+    except torch.cuda.OutOfMemoryError:  # of two samples, it may be; if of one, the first step says so
+        model.zero_grad(set_to_none=True)
+        return share
     weights = sum(p.nbytes for p in model.parameters())
     # Averaged weights and the optimizer's two momenta; what is sent to other processes
     later = weights * (4 if accelerator.num_processes > 1 else 3)

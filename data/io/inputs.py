@@ -72,7 +72,7 @@ class Sequence:
         moving = Path(self.video).suffix.lower() in MAY_MOVE
         number, images = 0, _read_pages(self.video) if moving else read_video(self.video)
         while True:
-            frame = InputFrame(number, Path(f"{self.stem}_{number:06d}_panoptic.png"), None)
+            frame = InputFrame(number, self._output(number), None)
             try:
                 image = next(images, None)
             except DataError as error:
@@ -86,6 +86,16 @@ class Sequence:
             if number >= skip:
                 yield frame, image
             number += 1
+
+    def outputs(self, count: int) -> list[Path]:
+        """The first masks, relative to the output folder."""
+        if self.frames is not None:
+            return [frame.output for frame in self.frames[:count]]
+        length = self.rate_and_length()[1] if count else None
+        return [self._output(number) for number in range(count if length is None else min(count, length))]
+
+    def _output(self, number: int) -> Path:
+        return Path(f"{self.stem}_{number:06d}_panoptic.png")
 
     def rate_and_length(self) -> tuple[float | None, int | None]:
         """Frames a second and number of frames; None if unknown."""

@@ -59,9 +59,9 @@ def check_files(sequences: list[Sequence]) -> dict[Path, str]:
 
 def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
     """Raise DataError where a mask that --use_frames_before names is not there."""
-    for frame in (f for s in sequences for f in (s.frames or [])[:count]):
-        if not (folder / frame.output).is_file():
-            raise DataError(f"--use_frames_before {count} needs {folder / frame.output}, which is missing")
+    for path in (folder / output for sequence in sequences for output in sequence.outputs(count)):
+        if not path.is_file():
+            raise DataError(f"--use_frames_before {count} needs {path}, which is missing")
 
 
 class SequenceOutput:
@@ -97,8 +97,7 @@ class SequenceOutput:
         self.digests: list[str] = []
 
     def _given(self, count: int) -> list[str]:
-        outputs = [Path(f.output) for f in (self.sequence.frames or [])[:count]]
-        there = [self.folder / p for p in outputs if (self.folder / p).is_file()]
+        there = [self.folder / p for p in self.sequence.outputs(count) if (self.folder / p).is_file()]
         return [hashlib.sha256(p.read_bytes()).hexdigest() for p in there]
 
     def open(self) -> dict[str, Any] | None:
@@ -131,7 +130,7 @@ class SequenceOutput:
 
     def _remove(self, lines: list[str]) -> None:
         """Delete the masks that lines of tracks.jsonl name, and the films that show them."""
-        given = {frame.output for frame in (self.sequence.frames or [])[: self.from_given]}
+        given = self.sequence.outputs(self.from_given)
         for name in _files_of(lines):
             if name not in given:
                 (self.folder / name).unlink(missing_ok=True)
@@ -151,13 +150,10 @@ class SequenceOutput:
             or stored["content"] != self._content(stored["done"])
         ):
             return None
-        if not self.tracks_path.exists() or len(self.tracks_path.read_text().splitlines()) < stored["lines"]:
-            return None
-        frames = self.sequence.frames
-        if frames is not None:
-            there = (self.folder / f.output for f in frames[: stored["done"]])
-            if sum(path.exists() and path.stat().st_size > 0 for path in there) < stored["lines"]:
-                return None  # predictions were deleted, or emptied by a power cut
+        lines = self.tracks_path.read_text().splitlines() if self.tracks_path.exists() else []
+        there = [self.folder / name for name in _files_of(lines[: stored["lines"]])]
+        if sum(path.is_file() and path.stat().st_size > 0 for path in there) < stored["lines"]:
+            return None  # predictions were deleted, or emptied by a power cut
         return stored
 
     def _content(self, done: int) -> str:
