@@ -3,7 +3,7 @@
     python train.py --init results/pretrain/model-latest.pt                  KITTI-STEP
     python train.py --dataset kitti_step streets --dataset_weights 0.8 0.2   a mixture
     python train.py --preset tiny --dataset streets                          the built-in world
-    torchrun --nproc_per_node 8 train.py                                     eight GPUs
+    torchrun --nproc_per_node 8 train.py --init ...                          eight GPUs
 
 Run the same command again to continue. -h all shows every flag.
 """
@@ -75,7 +75,7 @@ RECIPE = {
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "shuffle"),
     "history_absent":      (0.4,         0.4,         0.0),          # share of clips
-    "synthetic_history":   (0.4,         0.4,         0.0),          # share of still clips
+    "synthetic_history":   (0.4,         0.4,         0.0),          # share of clips: own mask, moved
     "scale_range":         ((0.8, 1.8),  (0.8, 1.8),  (1.0, 1.0)),
     "brightness":          (0.2,         0.2,         0.0),
     "contrast":            (0.2,         0.2,         0.0),

@@ -41,7 +41,8 @@ def slices(
 
     A resumed run with the same number of processes keeps its slices, so that it computes the same. On a CPU it is one.
     Otherwise the memory of a sample is measured: what two samples need beyond one, forward and backward. model: on its
-    device, as it is. peak(call) -> bytes that a call takes at most, and free, bytes: measured, but for tests.
+    device, as it is. peak(call) -> bytes that a call takes at most; free: bytes. Tests give both; otherwise they are
+    measured.
     """
     if config.accumulate != "auto":
         return config.accumulate

@@ -16,8 +16,8 @@ from training.run import Run, Stop
 
 
 class StepBatches:
-    """The batches of sample numbers of one process: for each step `accumulate` slices, contiguous in the step's
-    batch, from the step on at which it starts."""
+    """The sample numbers of one process. Each step has `accumulate` slices, and a slice is a run of consecutive
+    numbers. The first step is `start`."""
 
     def __init__(self, config: TrainingConfig, start: int, process: int, processes: int):
         share, rest = divmod(config.batch_size, config.accumulate * processes)

@@ -1,7 +1,6 @@
 """A history for a still image: its own mask, moved as a camera and the things in a street move.
 
-It replaces the past masks, as in the training of Pix2Seq-D's video model on images: a model that copies ids from a
-moved mask learns to track.
+It replaces the past masks of an image (ours): a model that copies ids from a moved mask learns to track.
 """
 
 import math
@@ -15,12 +14,12 @@ from data.labels import VOID
 
 @dataclass(frozen=True)
 class Motion:
-    """A random constant velocity for each frame: an affine motion of the frame, and extra shifts of its objects."""
+    """How the frame and its objects move from one frame to the next; drawn once, and the same through the clip."""
 
-    shift: tuple[float, float]  # down, right, in fractions of the frame
+    shift: tuple[float, float]  # down, right, in fractions of the frame, each frame
     zoom: float
     rotation: float  # radians
-    object_shift: float  # largest, in fractions of an object's size
+    object_shift: float  # largest, in fractions of an object's size, which is the square root of its pixels
     object_growth: float  # largest change of an object's scale, as a fraction
     seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
 

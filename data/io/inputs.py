@@ -306,7 +306,8 @@ def prefetched(items: Iterator, ahead: int = 4) -> Iterator:
 
 
 def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:
-    """The numbers of the videos that fall to a process: the longest first, each to who has least to do."""
+    """The numbers of the videos that fall to a process. The longest comes first, and each goes to the process with the
+    fewest frames so far. A film counts as a million."""
     lengths = [1_000_000 if s.frames is None else len(s.frames) for s in sequences]
     shares, frames = [[] for _ in range(processes)], [0] * processes
     for number in sorted(range(len(sequences)), key=lambda n: (-lengths[n], n)):

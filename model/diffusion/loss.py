@@ -79,7 +79,7 @@ def training_loss(
     # fmt: off
     # Target: the current frame as analog bits, noised
     now = [m[:, -1] for m in (semantic, slot, semantic_known, slot_known)]   # (B, h, w)
-    if loss.learn_void:  # of the target alone: what is unknown in the history is so at inference, too
+    if loss.learn_void:  # in the target alone: unknown pixels of the history stay unknown, as at inference
         now[2:] = torch.ones_like(now[2]), torch.ones_like(now[3])
     x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
     x = add_noise(x0, draws.noise, draws.t)

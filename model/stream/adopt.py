@@ -12,9 +12,9 @@ from model.stream.tracks import VOID, StreamState, placed, seen, with_mask
 def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
     """Take a frame's mask as given, in place of predicting it: class indices or 255, track ids, both (H, W).
 
-    size: (h, w) of the mask, None for the model's choice. A track that the state knows keeps its slot; a new one gets
-    the slot that has been free for longest. Where there are more tracks than slots the smallest have none. Returns the
-    next state.
+    size: (h, w) of the mask, None for the model's choice. A track that the state knows keeps its slot. A new one gets
+    the slot of its own number where that is free, else the one that has been free for longest. Where there are more
+    tracks than slots the smallest have none. Returns the next state.
     """
     size = size or model.sizes_for(semantic.shape)[1]
     state = state.at_size(size)

@@ -17,7 +17,7 @@ class DenoisingStep:
     noisy_bits: np.ndarray  # float32 (bits, h, w), the network's input
     semantic: np.ndarray  # uint8 (h, w) trainIds, the estimate that followed
     slot: np.ndarray  # int32 (h, w) instance slots, 0 = none
-    fresh: bool = False  # of the second look, without history
+    fresh: bool = False  # of a later frame's look without history
 
 
 def denoising_steps(

@@ -156,7 +156,8 @@ class VideoPredictor(HubMixin):
 
     @property
     def sees_ahead(self) -> bool:
-        """Whether frames can be seen before the frames before them are followed."""
+        """Whether frames can be seen before the frames before them are followed. A model without history sees each as
+        a first frame."""
         return not self.config.history_steps and self.model.config.history_length > 0
 
     def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:

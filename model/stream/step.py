@@ -3,7 +3,8 @@
 Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised, conditioned on its image and on the
 masks predicted before it. A step has two halves: `see` is the network; `follow` says which segment is which track.
 Where the network does not look at the history, frames can be seen side by side, before they are followed in their
-order. The state is explicit, so several videos can be batched, and a half-done video can be resumed.
+order: so a CPU sees several at once (inference.py, seeing_ahead). The state is explicit, so several videos can be
+batched, and a half-done video can be resumed.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,8 +99,9 @@ def see(
     followed = 0 if first else config.steps - config.fresh_steps  # steps that see the history
     history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if followed else None
 
-    def look(steps: int, history: Tensor | None, *key: int) -> Tensor:
-        """The network's last output after some steps; noise is seeded by (seed, video, frame, key)."""
+    def look(steps: int, history: Tensor | None, fresh: bool = False) -> Tensor:
+        """The network's last output after some steps. fresh: a later frame without its history, from other noise."""
+        key = (1,) if fresh else ()
         generators = [seeded(device, config.seed, m.video, m.frame, *key) for m in moments]
 
         def noise() -> Tensor:
@@ -110,7 +112,7 @@ def see(
         given = (model, config.sampler, condition, noise(), times, noise, config.average_classes)
         if callback is None:
             return sampling(*given)
-        return sample(*given, lambda now, x, output: callback(now, x, output, bool(key)))
+        return sample(*given, lambda now, x, output: callback(now, x, output, fresh))
 
     # A later frame has two looks where only some of its steps see the history. The look without it is the answer, since
     # it cannot copy errors of the history. The look with it tells only which segment is which track.
@@ -122,12 +124,12 @@ def see(
     if first:
         output = look(config.first_steps, None)
     elif not followed:
-        output = look(config.steps, None, 1)
+        output = look(config.steps, None, fresh=True)
     elif not config.fresh_steps:
         output = look(config.steps, history)
     else:
         told = to_host(candidates(c, look(followed, history))[2:])[:, 0]
-        output = look(config.fresh_steps, None, 1)
+        output = look(config.fresh_steps, None, fresh=True)
 
     maps = candidates(c, output)
     masses = slot_masses(c, output, maps[2]) if config.merge else none

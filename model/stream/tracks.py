@@ -19,7 +19,7 @@ from model.network.config import ModelConfig
 from model.stream.resize import nearest
 
 VOID = 255
-VOTE_DECAY = 0.8  # weight of a track's past classes against the current frame's, each frame
+VOTE_DECAY = 0.8  # each frame, a track's past votes for its class are multiplied by this; then the new one is added
 LEAST = 0.05  # IoU from which on a segment may be a track
 LATER = 0.01  # of IoU, subtracted for each frame out of sight
 STEADY = 0.5  # weight of a track's motion before, against that of the last frame
@@ -207,8 +207,8 @@ def _associate(
     """Which segment is which track: slot -> row in state.tracks, one to one, the best match first.
 
     slot: (h, w), 0 outside the segments; codes: the class of each. A match is scored by the better of two IoUs: of the
-    segment with the track's last mask, moved by its motion, if both have one class; and with the pixels that `told`
-    gives the track's slot. Where there is `told` and max_gap is 0, slots alone decide.
+    segment with the track's last mask, moved by its motion, if both have the same class; and with the pixels that
+    `told` gives the track's slot. Where there is `told` and max_gap is 0, slots alone decide.
     """
     areas = np.bincount(slot.ravel())
     scores: dict[tuple[int, int], float] = {}
@@ -247,8 +247,8 @@ def _moved(mask: np.ndarray, track: Track, frame: int) -> tuple[np.ndarray, np.n
 
 
 def placed(segments: list[int], taken: dict[int, int], state: StreamState, slots: int) -> dict[int, int]:
-    """The slot of each segment: its track's (`taken`), else its own name where that is free, else the free one that no
-    track has had for longest; slots of lost tracks last."""
+    """The slot of each segment: its track's (`taken`), else its own number where that is free, else the free one that
+    no track has had for longest; slots of lost tracks last."""
     place, used = dict(taken), set(taken.values())
     last = {t.slot: t.frame for t in state.tracks}
     by_age = sorted(set(range(1, slots)) - used, key=lambda s: (s in last, last.get(s, -1), s))
