@@ -146,7 +146,7 @@ MUTANTS = [
     Mutant("ema-decay-ignored", FIT, "beta=config.ema_decay", "beta=0.5"),
     # Data
     Mutant("labels-not-flipped", TRANSFORMS, "return y, x[::-1] if view.flip else x", "return y, x"),
-    Mutant("image-not-flipped", TRANSFORMS, "return seen[:, ::-1] if view.flip else seen", "return seen"),
+    Mutant("image-not-flipped", TRANSFORMS, "return pixels[:, ::-1] if view.flip else pixels", "return pixels"),
     Mutant("crowd-has-a-slot-loss", SLOTS, "no_slot[thing[ids == 0]] = True", "pass"),
     Mutant("small-instances-take-the-slots", SLOTS, "np.argsort(-area, kind=\"stable\")", "np.argsort(area, kind=\"stable\")"),
     Mutant("slots-from-right-to-left", SLOTS, "mine = mine[np.argsort(centre[mine], kind=\"stable\")]",

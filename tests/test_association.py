@@ -7,7 +7,7 @@ from small import CONFIG, lively_model, stream_step
 
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.stream.adopt import adopt
-from model.stream.tracks import StreamState, Track, _moved, advance, seen
+from model.stream.tracks import StreamState, Track, _moved, advance, updated_track
 
 pytestmark = pytest.mark.quick
 
@@ -125,9 +125,9 @@ def test_all_slots_in_use_beside_tracks_out_of_sight():
 def test_the_motion_of_a_track_is_smooth_and_its_mask_ends_at_the_border():
     mask, votes = np.zeros((H, W), bool), np.array([0.0, 1.0])
     mask[2:6, 2:6] = True
-    first = seen(None, 7, 5, CAR, 0, mask, votes)
+    first = updated_track(None, 7, 5, CAR, 0, mask, votes)
     assert first == Track(7, 5, CAR, 0, 3.5, 3.5, 0.0, 0.0, (0.0, 1.0))
-    second = seen(first, 8, 5, CAR, 2, np.roll(mask, 4, axis=1), votes)
+    second = updated_track(first, 8, 5, CAR, 2, np.roll(mask, 4, axis=1), votes)
     assert (second.id, second.dx, second.dy, second.frame) == (7, 1.0, 0.0, 2)  # half of 4 pixels in 2 frames
     y, x = _moved(np.roll(mask, 4, axis=1), second._replace(dx=float(W - 8)), 3)
     assert x.max() == W - 1 and y.min() == 2 and len(x) == 8

@@ -106,7 +106,8 @@ def _loader(samples: Dataset, batches: StepBatches, workers: int, device: torch.
 
 def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
-    os.nice(5)  # the process that feeds the GPU comes first
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(5)  # the process that feeds the GPU comes first
     outlive_signals()
 
 

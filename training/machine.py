@@ -24,7 +24,8 @@ def loader_workers(config: TrainingConfig, accelerator: Accelerator) -> int:
     if accelerator.device.type == "cpu":
         return 2
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // beside))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // beside))
 
 
 def slices(

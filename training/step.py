@@ -20,13 +20,13 @@ class StepBatches:
     numbers. The first step is `start`."""
 
     def __init__(self, config: TrainingConfig, start: int, process: int, processes: int):
-        share, rest = divmod(config.batch_size, config.accumulate * processes)
+        size, rest = divmod(config.batch_size, config.accumulate * processes)
         if rest:
             raise ConfigError(
                 f"batch_size {config.batch_size} must be a multiple of {config.accumulate} slices x {processes} "
                 "processes"
             )
-        self.config, self.start, self.process, self.processes, self.share = config, start, process, processes, share
+        self.config, self.start, self.process, self.processes, self.size = config, start, process, processes, size
 
     def __len__(self) -> int:
         return max(self.config.steps - self.start, 0) * self.config.accumulate
@@ -37,8 +37,8 @@ class StepBatches:
                 yield self.numbers(step, piece)
 
     def numbers(self, step: int, piece: int) -> list[int]:
-        begin = step * self.config.batch_size + (piece * self.processes + self.process) * self.share
-        return list(range(begin, begin + self.share))
+        begin = step * self.config.batch_size + (piece * self.processes + self.process) * self.size
+        return list(range(begin, begin + self.size))
 
 
 def optimizer_step(

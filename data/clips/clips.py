@@ -101,9 +101,9 @@ class Clips(Dataset):
         height, width = content_size(size, fmt.mask_size, view.zoom)
         classes = np.full((len(fmt.history_offsets) + 1, *fmt.mask_size), VOID, np.uint8)
         ids = np.zeros(classes.shape, np.int32)
-        seen = (slice(None, height), slice(None, width))
-        classes[-1][seen] = view_labels(semantic, (height, width), view)
-        ids[-1][seen] = view_labels(instance, (height, width), view)
+        content = (slice(None, height), slice(None, width))
+        classes[-1][content] = view_labels(semantic, (height, width), view)
+        ids[-1][content] = view_labels(instance, (height, width), view)
         motion = draw_motion(augment, generator) if moved else None
         for t, (offset, past) in enumerate(zip(fmt.history_offsets, self.history[i], strict=True)):
             if motion is not None:
@@ -112,8 +112,8 @@ class Clips(Dataset):
                 maps = [view_labels(labels, (height, width), view) for labels in self.source.read_labels(past)]
             else:
                 continue
-            classes[t][seen], ids[t][seen] = maps
-        past = (slice(None, -1), *seen)
+            classes[t][content], ids[t][content] = maps
+        past = (slice(None, -1), *content)
 
         order = "random"
         if self.history_config is not None:

@@ -122,5 +122,5 @@ def _moved_pixels(
     x = np.minimum(((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp), mask.shape[1] - 1)
     y, x = np.nonzero(mask[np.ix_(y, x)])
     y, x = y + round(foot - height), x + round(middle - width / 2)
-    seen = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
-    return y[seen], x[seen]
+    inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
+    return y[inside], x[inside]

@@ -44,8 +44,8 @@ def paste(
             columns = columns.min() + columns.max() - columns
         columns = columns + int(generator.integers(-columns.min() - np.ptp(columns) // 2, size[1] - columns.min()))
         nearer = feet[np.clip(rows, 0, size[0] - 1), np.clip(columns, 0, size[1] - 1)] > rows.max()
-        seen = (columns >= 0) & (columns < size[1]) & ~nearer
-        rows, columns, pixels = rows[seen], columns[seen], pixels[seen]
+        visible = (columns >= 0) & (columns < size[1]) & ~nearer
+        rows, columns, pixels = rows[visible], columns[visible], pixels[visible]
         if rows.size == 0:
             continue
         image[rows, columns], semantic[rows, columns], instance[rows, columns] = pixels, label, unused

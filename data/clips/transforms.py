@@ -150,8 +150,8 @@ def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.n
     if color is not None:
         mean = np.array(picture.resize((1, 1), Image.Resampling.BOX), np.float64).ravel()
         picture = picture.convert("RGB", _with_contrast(color, mean))
-    seen = np.asarray(picture)
-    return seen[:, ::-1] if view.flip else seen
+    pixels = np.asarray(picture)
+    return pixels[:, ::-1] if view.flip else pixels
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from model.network.config import ModelConfig
 from model.stream.resize import nearest
-from model.stream.tracks import VOID, StreamState, placed, seen, with_mask
+from model.stream.tracks import VOID, StreamState, placed, updated_track, with_mask
 
 
 def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
@@ -32,7 +32,7 @@ def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: Mo
         counts = np.array([np.count_nonzero(codes[mask] == code) for code in tracked_codes])
         code = int(np.bincount(codes[mask]).argmax())
         before = state.tracks[rows[i]] if i in rows else None
-        now.append(seen(before, i, place[i], code, state.frame, mask, counts / mask.sum()))
+        now.append(updated_track(before, i, place[i], code, state.frame, mask, counts / mask.sum()))
         slot[mask] = place[i]
     after = dataclasses.replace(
         state, frame=state.frame + 1, tracks=now, masks=np.stack([ids == i for i in named]) if named else None,

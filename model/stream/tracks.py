@@ -171,7 +171,7 @@ def advance(
         past = np.array(before.votes if before else [0.0] * len(tracked_codes))
         votes = VOTE_DECAY * past + counts[s] / areas[s]
         code = int(tracked_codes[votes.argmax()])
-        now.append(seen(before, next_track, place[s], code, state.frame, known == s, votes))
+        now.append(updated_track(before, next_track, place[s], code, state.frame, known == s, votes))
         next_track += before is None
 
     # The mask: one class a segment, what was dropped becomes the likeliest other class
@@ -269,7 +269,7 @@ def _lost(state: StreamState, now: list[Track], gap: int) -> list[int]:
     ]
 
 
-def seen(
+def updated_track(
     before: Track | None, new_id: int, slot: int, code: int, frame: int, mask: np.ndarray, votes: np.ndarray
 ) -> Track:
     """A track as it is in this frame; its motion is smoothed."""
