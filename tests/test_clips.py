@@ -131,8 +131,8 @@ def test_larger_instances_get_slots_when_there_are_too_few():
 
 def test_same_id_in_two_classes_is_two_instances_and_stuff_has_none():
     semantic = np.array([[[CAR, PERSON, 0, VOID]]], np.uint8)
-    slot, no_slot = assign_slots(semantic, np.array([[[7, 7, 7, 7]]], np.int32), 1024, None)
-    assert slot.dtype == np.int16
+    slot, no_slot = assign_slots(semantic, np.array([[[7, 7, 7, 7]]], np.int32), 256, None)
+    assert slot.dtype == np.uint8
     assert slot.ravel().tolist() == [2, 1, 0, 0]
     assert not no_slot.any()
 

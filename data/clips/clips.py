@@ -41,8 +41,8 @@ class ClipFormat:
         offsets = list(self.history_offsets)
         if any(o >= 0 for o in offsets) or offsets != sorted(set(offsets)):
             raise ValueError(f"history offsets must be negative, oldest first, as (-2, -1), not {tuple(offsets)}")
-        if not 2 <= self.slots <= 2**16:
-            raise ValueError(f"slots must be 2..{2**16}, not {self.slots}")
+        if not 2 <= self.slots <= 256:
+            raise ValueError(f"slots must be 2..256, not {self.slots}")
 
 
 class Clips(Dataset):
@@ -51,7 +51,7 @@ class Clips(Dataset):
     With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
       image           uint8 (3, H, W)       0 in the padding
       semantic        uint8 (T + 1, h, w)   semantic code: class + 1, 0 = void
-      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip (`slot_type`)
+      instance        uint8 (T + 1, h, w)   slot 0..slots-1, the same for an instance through the clip
       semantic_known  bool (T + 1, h, w)    False in void and padding
       instance_known  bool (T + 1, h, w)    also False in crowd and for instances without a slot
     with the history first, oldest first, and the current frame last.

@@ -6,11 +6,6 @@ from data.clips.transforms import IS_THING
 from data.labels import VOID
 
 
-def slot_type(slots: int) -> type[np.integer]:
-    """The smallest integer type of torch and NumPy for slots 0..slots-1; 65,536 (two bytes of an id) need 32 bits."""
-    return np.uint8 if slots <= 256 else np.int16 if slots <= 2**15 else np.int32
-
-
 def assign_slots(
     semantic: np.ndarray,
     instance: np.ndarray,
@@ -28,10 +23,10 @@ def assign_slots(
     of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip (data/video.py); "segments",
     for images, also gives a slot to each class of stuff and to crowd, and draws from 1 to their number
     (data/cityscapes.py).
-    If there are more instances than slots, the larger ones get them. Returns the slots (of `slot_type`), 0 for stuff;
-    and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
+    If there are more instances than slots, of which there are 256 at most, the larger ones get them. Returns the slots,
+    uint8, 0 for stuff; and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
     """
-    slot = np.zeros(semantic.size, slot_type(slots))
+    slot = np.zeros(semantic.size, np.uint8)
     thing = np.flatnonzero(is_thing[semantic] if order != "segments" else semantic != VOID)
     no_slot = np.zeros(semantic.size, bool)
     ids = instance.ravel()[thing].astype(np.int64)
