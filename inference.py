@@ -334,7 +334,7 @@ def seeing_ahead(predictor: VideoPredictor, jobs: list[Job]):
     if predictor.device.type != "cpu" or not predictor.sees_ahead or streams or workers == 1:
         yield None
         return
-    torch.set_num_threads(threads // workers)
+    torch.set_num_threads(threads // workers)  # of this thread, too: OpenMP's threads take a core while they wait
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool
