@@ -70,8 +70,8 @@ OPTIONS = {
         cli.Option("history_steps", None, "of the later frames' steps, how many see the history", kind=int, rare=True),
         cli.Option("average_classes", None, "classes by all steps, not by the last alone", kind=bool, rare=True),
         cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int, rare=True),
-        cli.Option("merge", None, "merge slots that are this likely for each other's pixels", kind=float, rare=True),
-        cli.Option("max_gap", None, "frames for which a lost track can still be found again", kind=int, rare=True),
+        cli.Option("merge", None, "merge slots this likely for each other's pixels; 0: never", kind=float, rare=True),
+        cli.Option("max_gap", None, "frames for which a lost track can come back; 0: none", kind=int, rare=True),
     ],
     "history": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as given"),

@@ -1,5 +1,6 @@
 """Weights of a backbone: fetched as carefully as data, checked before they are read, and put where they belong."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,19 @@ def test_weights_are_fetched_once(served, tmp_path):
     assert len(server.requests) == 1
 
 
+def test_several_processes_fetch_weights_once(served):
+    server = served()
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: backbone_file("imagenet", "resnet18", quiet=True), range(4)))) == 1
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("fault", [("cut", 100_000), ("wrong bytes", 0), ("status", 404)], ids=lambda fault: fault[0])
 def test_weights_that_are_not_whole_are_not_kept(served, tmp_path, fault):
     served(fault)
     with pytest.raises(DownloadError, match=r"backbone weights 'imagenet' cannot be had.*--backbone_weights PATH"):
         backbone_file("imagenet", "resnet18", quiet=True)
-    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+    assert not list((tmp_path / "hub" / "checkpoints").glob("*.pth*[!k]"))  # but the lock
     assert backbone_file("imagenet", "resnet18", quiet=True).read_bytes() == BODY
 
 

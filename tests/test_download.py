@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving import BODY, SHA
@@ -38,6 +39,13 @@ def test_a_file_is_fetched_once(hub, tmp_path):
     assert fetch(tmp_path) == tmp_path / "a.zip" and (tmp_path / "a.zip").read_bytes() == BODY
     asked = len(server.requests)
     assert fetch(tmp_path) == tmp_path / "a.zip" and len(server.requests) == asked == 1
+
+
+def test_several_processes_fetch_a_file_once(hub, tmp_path):
+    server = hub()
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: fetch(tmp_path), range(4))) == {tmp_path / "a.zip"}
+    assert len(server.requests) == 1 and {p.name for p in tmp_path.iterdir()} <= {"a.zip", ".a.zip.lock"}
 
 
 def test_a_download_that_breaks_is_continued(hub, tmp_path):

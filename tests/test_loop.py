@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
-from model import ConfigError, Pix2SeqD, StreamConfig, VideoPredictor
+from model import ConfigError, Pix2SeqD, StreamConfig, StreamState, VideoPredictor
 from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
 from model.network.precision import cast_weights, fold_norms
@@ -143,6 +143,20 @@ def test_a_stream_is_the_same_under_graphs_and_with_cast_weights():
     assert (
         len({a.semantic.tobytes() for a, _ in answers}) == 4 and len(ready.sampling.graphs) == 3
     )  # first and later frames, and the look without history
+
+
+def test_first_and_later_frames_side_by_side_may_share_a_graph():
+    """With as many steps each: the answer to the first ones is still there when the others have been seen."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, *CONFIG.image_size, 3), np.uint8)
+    config = StreamConfig(first_steps=2, steps=2, min_area=1)
+    plain, ready = (VideoPredictor(lively_model(), config, "cpu", "no") for _ in range(2))
+    ready.sampling = GraphedSampling(stand_in)
+    (_,), (later,) = plain.step([frames[0]], [StreamState(1)])
+    expected, _ = plain.step(list(frames[1:]), [StreamState(0), later])
+    answers, _ = ready.step(list(frames[1:]), [StreamState(0), later])
+    assert len(ready.sampling.graphs) == 1
+    for answer, other in zip(answers, expected, strict=True):
+        assert np.array_equal(answer.semantic, other.semantic) and np.array_equal(answer.track, other.track)
 
 
 def test_weights_are_cast_where_autocast_would_and_nowhere_else():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 
@@ -41,7 +42,9 @@ def backbone_file(source: str, backbone: str, quiet: bool = False) -> Path:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=not quiet)
+            with FileLock(f"{path}.lock"):  # of several processes one downloads
+                if not path.exists():
+                    torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=not quiet)
     except Exception as error:  # no network, a server's refusal, other bytes than expected, a full disk
         raise DownloadError(
             f"backbone weights {source!r} cannot be had ({error}): give a file by --backbone_weights PATH, or "

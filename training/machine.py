@@ -61,7 +61,7 @@ def slices(
         one, two = (peak(lambda count=count: one_batch(model, loss, config, accelerator, count)) for count in (1, 2))
     except torch.cuda.OutOfMemoryError:  # of two samples, it may be; if of one, the first step says so
         model.zero_grad(set_to_none=True)
-        return share
+        one, two = 0, free  # one at a time
     weights = sum(p.nbytes for p in model.parameters())
     # Averaged weights and the optimizer's two momenta; what is sent to other processes
     later = weights * (4 if accelerator.num_processes > 1 else 3)
@@ -69,9 +69,10 @@ def slices(
     most = ((1 - MARGIN) * free - later - fixed) // sample
     number = next((n for n in range(1, share + 1) if share % n == 0 and share // n <= most), share)
     number = max(gather_object([number])) if accelerator.num_processes > 1 else number
+    needed = f"{sample / 2**30:.2f} GiB a sample" if sample < free else "two samples do not fit"
     accelerator.print(
-        f"each step in {number} slice{'s' * (number > 1)} of {share // number} a process: {sample / 2**30:.2f} GiB a "
-        f"sample, {free / 2**30:.1f} GiB free"
+        f"each step in {number} slice{'s' * (number > 1)} of {share // number} a process: {needed}, "
+        f"{free / 2**30:.1f} GiB free"
     )
     return number
 

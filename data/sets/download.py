@@ -18,17 +18,23 @@ def from_hub(repository: str, filename: str, revision: str, folder: Path, sha256
     revision: a commit; needed: bytes that must be free for it and for what is made of it. Raises DownloadError.
     """
     path = folder / filename
-    by_hand = f"By hand: fetch {filename} of {repository} on the Hugging Face hub elsewhere and put it at {path}"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{filename}.lock"):  # of several processes one downloads
+        return path if path.exists() else _fetched(repository, filename, revision, path, sha256, needed)
+
+
+def _fetched(repository: str, filename: str, revision: str, path: Path, sha256: str, needed: int) -> Path:
+    folder, partial = path.parent, path.with_name(".download")
+    by_hand = f"By hand: fetch {filename} of {repository} on the Hugging Face hub elsewhere and put it at {path}"
     if (free := shutil.disk_usage(folder).free) < needed:
         raise DownloadError(f"{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
     from huggingface_hub import hf_hub_download, logging  # slow to import and rarely needed
 
     logging.set_verbosity_error()  # not a line for each new attempt
     try:
-        fetched = Path(hf_hub_download(repository, filename, revision=revision, local_dir=folder / ".download"))
+        fetched = Path(hf_hub_download(repository, filename, revision=revision, local_dir=partial))
     except Exception as error:  # of several libraries: no network, a server's refusal, a full disk
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DownloadError(f"{filename} cannot be fetched ({reason[0]}). {by_hand}") from None
@@ -37,6 +43,7 @@ def from_hub(repository: str, filename: str, revision: str, folder: Path, sha256
             fetched.unlink()
             raise DownloadError(f"{filename} of {repository} is not the file expected; nothing was kept. {by_hand}")
     os.replace(fetched, path)
+    shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

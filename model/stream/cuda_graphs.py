@@ -33,7 +33,7 @@ class GraphedSampling:
 
     A graph always reads and writes the same memory: one is captured for each sampler, list of times and shape of the
     inputs, and the inputs of a frame are copied to where its graph reads them. Noise is drawn outside, in the order in
-    which the sampler asks for it. The answer is valid until the next call.
+    which the sampler asks for it.
 
     capture: (call) -> (replay, output); tests on a CPU give their own.
     """
@@ -65,7 +65,7 @@ class GraphedSampling:
         for target in drawn:
             target.copy_(noise())
         replay()
-        return output
+        return output.clone()  # the next frame's replay writes over it
 
     def _captured(
         self, model: Pix2SeqD, sampler: str, condition: Condition, x: Tensor, times: Times, average_classes: bool
