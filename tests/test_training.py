@@ -268,7 +268,7 @@ def needs(sample, fixed=0):
     return peak
 
 
-def test_slices_are_as_many_as_the_free_memory_asks_for():
+def test_slices_are_as_many_as_the_free_memory_asks_for(monkeypatch):
     torch.manual_seed(0)
     model, accelerator = Pix2SeqD(CONFIG), Accelerator(cpu=True)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -288,6 +288,11 @@ def test_slices_are_as_many_as_the_free_memory_asks_for():
         return 1000
 
     assert slices(model, LOSS, config, accelerator, None, full, 10_000) == 12
+    told = []  # of two processes each tells the other, whatever it has found: else the other would wait
+    monkeypatch.setattr("training.machine.gather_object", lambda numbers: told.extend(numbers) or numbers)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert slices(model, LOSS, config, accelerator, None, full, 10_000) == 6 and told == [6]
+    monkeypatch.undo()
     assert number(1000, config=dataclasses.replace(config, accumulate=3)) == 3
     kept = {"training": {"config": {"accumulate": 4}, "processes": 1}}
     assert number(12_000, kept) == 4  # a run that goes on computes the same
