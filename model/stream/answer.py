@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.network.config import ModelConfig
 from model.stream.resize import nearest
@@ -94,9 +95,9 @@ def full_size(
     def score(pixels: Tensor) -> Tensor:
         """How likely each label is for mask pixels (n,): (n, labels). For a class it is its probability. For a segment
         it is that of the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
-        rows = output.permute(1, 2, 0).flatten(0, 1)[pixels].float()
+        rows = output.permute(1, 2, 0).flatten(0, 1).index_select(0, pixels).float()
         classes = rows[:, 1 : config.code_sizes[0]].softmax(dim=-1)
-        scores = classes[:, codes - 1]
+        scores = classes.index_select(1, torch.from_numpy(codes - 1).to(output.device))
         if segments.size:
             shares = rows[:, config.code_sizes[0] + 1 :].softmax(dim=-1) @ member
             tracked = classes[:, list(config.tracked)].amax(dim=-1, keepdim=True)
@@ -104,7 +105,7 @@ def full_size(
         return scores
 
     decided = decide(torch.from_numpy(index[pairs]).to(output.device), score, size).cpu().numpy()
-    return codes.astype(semantic.dtype)[decided], finals.astype(slot.dtype)[decided]
+    return codes.astype(semantic.dtype).take(decided), finals.astype(slot.dtype).take(decided)
 
 
 def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int]) -> Tensor:
@@ -126,25 +127,24 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
     next_row, next_column = (torch.arange(1, n + 1, device=device).clamp(max=n - 1) for n in (h, w))
     below = labels[next_row]
     differ = (labels != below) | (labels != labels[:, next_column]) | (labels != below[:, next_column])
-    decided = labels[top][:, left]
-    rows, columns = differ[top][:, left].nonzero(as_tuple=True)
+    decided, differ = (each.index_select(1, left).index_select(0, top) for each in (labels, differ))
+    rows, columns = differ.nonzero(as_tuple=True)
 
     # The scores of the mask pixels that are needed
-    corners = torch.stack([y[rows] * w + x[columns] for y in (top, bottom) for x in (left, right)])  # (4, n)
+    corners = [y.take(rows) * w + x.take(columns) for y in (top, bottom) for x in (left, right)]
+    corners = torch.stack(corners)  # (4, n)
     needed = torch.zeros(h * w, dtype=torch.bool, device=device)
     needed[corners] = True
     scores = score(needed.nonzero(as_tuple=True)[0])
-    place = (needed.cumsum(0) - 1)[corners]
+    place = (needed.cumsum(0) - 1).take(corners)
 
-    down, across = down[rows], across[columns]
+    down, across = down.take(rows), across.take(columns)
     weights = [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
-    best, label = torch.full_like(down, -1.0), decided[rows, columns]
-    for candidate in labels.flatten()[corners]:
-        chosen = candidate.long()
-        total = sum(weight * scores[position, chosen] for weight, position in zip(weights, place, strict=True))
-        label = torch.where(total > best, candidate, label)
-        best = torch.maximum(best, total)
-    decided[rows, columns] = label
+    weights = torch.stack(weights, dim=1)  # (n, 4)
+    interpolated = F.embedding_bag(place.T, scores, mode="sum", per_sample_weights=weights)  # (n, labels)
+    candidate = labels.take(corners).long()  # (4, n)
+    best = interpolated.gather(1, candidate.T).max(dim=1).indices
+    decided[rows, columns] = candidate.gather(0, best[None])[0].to(decided.dtype)
     return decided
 
 

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def fit_frame(frame: np.ndarray, size: Sequence[int]) -> Tensor:
     """A frame uint8 (H, W, 3) -> uint8 (3, *size): bilinear with antialiasing."""
-    if frame.shape[:2] != tuple(size):
-        frame = np.asarray(Image.fromarray(frame).resize(tuple(size)[::-1], Image.Resampling.BILINEAR))
-    return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+    image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+    if image.shape[1:] != tuple(size):
+        image = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
+    return image.contiguous()
 
 
 def nearest(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -238,9 +238,14 @@ def _ious(slots: np.ndarray, areas: np.ndarray, size: int) -> Iterator[tuple[int
         yield int(s), float(counts[s] / (areas[s] + size - counts[s]))
 
 
+def pixels(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns where a mask is true: `np.nonzero`, of which NumPy is several times faster at one axis."""
+    return np.unravel_index(np.flatnonzero(mask), mask.shape)
+
+
 def _moved(mask: np.ndarray, track: Track, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows and columns of a track's last mask, bool (h, w), moved to a frame by its motion; those still in view."""
-    y, x = np.nonzero(mask)
+    y, x = pixels(mask)
     y, x = (n + round(d * (frame - track.frame)) for n, d in ((y, track.dy), (x, track.dx)))
     inside = (y >= 0) & (y < mask.shape[0]) & (x >= 0) & (x < mask.shape[1])
     return y[inside], x[inside]
@@ -273,7 +278,7 @@ def updated_track(
     before: Track | None, new_id: int, slot: int, code: int, frame: int, mask: np.ndarray, votes: np.ndarray
 ) -> Track:
     """A track as it is in this frame; its motion is smoothed."""
-    y, x = (float(n.mean()) for n in np.nonzero(mask))
+    y, x = (float(n.mean()) for n in pixels(mask))
     dy = dx = 0.0
     if before is not None:
         frames = max(frame - before.frame, 1)
