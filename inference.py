@@ -32,18 +32,20 @@ with cli.imports():
     from tqdm import tqdm
 
     from data.draw.live import Live
-    from data.io.cuts import Cuts
     from data.io.files import LeftOut, in_words
-    from data.io.inputs import InputFrame, Sequence, find_sequences, prefetched, remarks, share
     from data.io.lock import sole_writer
-    from data.io.overlays import WRITERS
-    from data.io.predictions import SequenceOutput, check_files, check_given, fingerprint, merge_tracks, note_run
-    from data.io.video import is_stream
     from data.labels import DataError, LabelSpace
+    from data.videos.cuts import Cuts
+    from data.videos.find import check_files, find_sequences, remarks, share
+    from data.videos.folder import check_given, fingerprint, merge_tracks, note_run
+    from data.videos.output import SequenceOutput
+    from data.videos.overlays import WRITERS
+    from data.videos.sequences import InputFrame, Sequence, prefetched
+    from data.videos.video import is_stream
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.diffusion.samplers import SAMPLERS
     from model.stream.adopt import adopt
-    from model.stream.tracks import Moment
+    from model.stream.state import Moment
 
 TRAINED = Path("results/train/model-latest.pt")
 SHIPPED = Path("results/pretrained/model-tiny.pt")

@@ -39,8 +39,7 @@ TESTS = {
     "training/": "by_hand optimizer training presets",
     "data/clips/": "by_hand clips data golden",
     "data/sets/": "data sets",
-    "data/labels.py": "data sets by_hand",
-    "data/io/": "inputs evaluate inference",
+    "data/io/images.py": "data sets by_hand",
     "inference.py": "inference",
     "metrics/": "metrics metrics_random",
 }
@@ -53,7 +52,8 @@ LOSS, UNET, STEP, TRACKS = (
 )
 ANSWER, ENCODER, LAYERS = "model/stream/answer.py", "model/network/encoder.py", "model/network/layers.py"
 SAMPLERS, BITS, SCHEDULE = "model/diffusion/samplers.py", "model/diffusion/bits.py", "model/diffusion/schedule.py"
-OPTIMIZER, TRAIN_STEP, FIT = "training/optimizer.py", "training/step.py", "training/fit.py"
+OPTIMIZER, MUON = "training/optimizer.py", "training/muon.py"
+TRAIN_STEP, FIT = "training/step.py", "training/fit.py"
 CLIPS, SLOTS, HISTORY = "data/clips/clips.py", "data/clips/slots.py", "data/clips/history.py"
 TRANSFORMS, FRAMES = "data/clips/transforms.py", "data/sets/frames.py"
 
@@ -138,8 +138,8 @@ MUTANTS = [
            "(config.weight_decay, [p for p in part if p.ndim < 2]),"),
     Mutant("beta2-ignored", OPTIMIZER, "betas=(0.9, config.beta2), fused=True", "betas=(0.9, 0.999), fused=True"),
     Mutant("backbone-share-ignored", OPTIMIZER, 'group["lr"] = lr * group.get("lr_share", 1.0)', 'group["lr"] = lr'),
-    Mutant("muon-without-nesterov", OPTIMIZER, "torch._foreach_lerp(buffers, grads, 1 - group[\"momentum\"])  # Nesterov", "[b.clone() for b in buffers]  # Nesterov"),
-    Mutant("muon-not-scaled", OPTIMIZER, "size = 0.2 * max(matrices[0].shape) ** 0.5", "size = 0.2"),
+    Mutant("muon-without-nesterov", MUON, "torch._foreach_lerp(buffers, grads, 1 - group[\"momentum\"])  # Nesterov", "[b.clone() for b in buffers]  # Nesterov"),
+    Mutant("muon-not-scaled", MUON, "size = 0.2 * max(matrices[0].shape) ** 0.5", "size = 0.2"),
     Mutant("warm-up-left-out", OPTIMIZER, "if step < config.warmup:", "if False:"),
     Mutant("learning-rate-does-not-fall", OPTIMIZER, "(1 - (1 - config.final_lr) * done)", "1"),
     Mutant("freeze-backbone-without-effect", FIT, "if config.freeze_backbone:", "if False:"),
@@ -156,7 +156,7 @@ MUTANTS = [
     Mutant("history-across-gaps", FRAMES, "if k == 0 or gap:", "if k == 0:"),
     Mutant("void-is-known", CLIPS, "semantic_known = classes != VOID", "semantic_known = classes == classes"),
     Mutant("classes-shifted", CLIPS, "classes + np.uint8(1)", "classes"),
-    Mutant("id-bytes-swapped", "data/labels.py", "rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]",
+    Mutant("id-bytes-swapped", "data/io/images.py", "rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]",
            "rgb[..., 2].astype(np.int32) * 256 + rgb[..., 1]"),
     # Metrics
     Mutant("void-in-the-union", "metrics/matching.py", "- table.area - in_void[p]", "- table.area"),

@@ -36,7 +36,7 @@ with cli.imports():
     import train
     from data.clips.clips import ClipFormat, Clips
     from data.clips.mixture import TrainingStream
-    from data.labels import write_image
+    from data.io.images import write_image
     from data.streets.source import Streets, render_video
     from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
     from model import checkpoint as checkpoints

@@ -1,4 +1,4 @@
-"""Label spaces - classes, things and stuff, tracks, colours - and the PNG codec of KITTI-STEP.
+"""Label spaces: classes, things and stuff, tracks, colours.
 
 A frame's labels are two arrays of the frame's size: `semantic` uint8 (H, W), the class 0.. or 255 = void; and
 `instance` int32 (H, W), the track or instance id, 0 = none. A thing pixel with id 0 is crowd. This is the encoding of
@@ -6,23 +6,16 @@ STEP (Weber et al., "STEP: Segmenting and Tracking Every Pixel", arXiv 2102.1185
 """
 
 import json
-import os
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-from data.io.pixels import to_rgb
 
 VOID = 255
 MAX_CLASSES = 254
 MAX_ID = 65_535  # ids are stored as G * 256 + B
-# Cityscapes frames have 2 million pixels. A header that claims more than this is a decompression bomb.
-MAX_PIXELS = 64_000_000
 
 
 class DataError(ValueError):
@@ -162,90 +155,3 @@ PERSON, CAR = 11, 13
 LABEL_TO_TRAIN = DEFAULT_SPACE.index[:256]  # Cityscapes labelId -> class, uint8 (256,)
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # class -> Cityscapes labelId; void -> 0, "unlabeled"
 TRAIN_TO_LABEL[:NUM_CLASSES] = [c.ids[0] for c in DEFAULT_SPACE.classes]
-
-
-def encode_panoptic(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Labels to the RGB of a KITTI-STEP panoptic PNG: R = class, G = id // 256, B = id % 256.
-
-    semantic: (H, W) trainIds or 255; instance: (H, W) ids 0..65535. Returns uint8 (H, W, 3).
-    Raises DataError where an id does not fit into 16 bits.
-    """
-    if instance.size and (int(instance.max()) > MAX_ID or int(instance.min()) < 0):
-        raise DataError(f"instance ids must be 0..{MAX_ID} to be stored, not {instance.min()}..{instance.max()}")
-    rgb = np.empty((*semantic.shape, 3), np.uint8)
-    rgb[..., 0], rgb[..., 1], rgb[..., 2] = semantic, instance >> 8, instance & 255
-    return rgb
-
-
-def decode_panoptic(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverse of `encode_panoptic`: uint8 (H, W, 3) -> semantic uint8 (H, W), instance int32 (H, W)."""
-    instance = rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]
-    return np.ascontiguousarray(rgb[..., 0]), instance
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Open and fully decode an image file. Raises DataError, which names the file, if anything is wrong."""
-    try:
-        image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{path} claims {image.width}x{image.height} pixels; more than {MAX_PIXELS:,} are refused")
-        image.info["stored"] = str(image.tile)  # bit depth in the file: Pillow keeps 8 bits a colour
-        image.load()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files (OSError, SyntaxError, struct.error, ...)
-        raise DataError(f"{path} cannot be read as an image ({error})") from None
-    return image
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, as `to_rgb` makes it. Raises DataError."""
-    try:
-        return to_rgb(open_image(path))
-    except ValueError as error:
-        raise error if isinstance(error, DataError) else DataError(f"{path} cannot be used: {error}") from None
-
-
-def read_panoptic(
-    path: str | Path, classes: int = NUM_CLASSES, index: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A KITTI-STEP panoptic PNG as semantic uint8 (H, W), instance int32 (H, W). Raises DataError.
-
-    classes: their number; index: `LabelSpace.index`, if the file's values are ids of a classes.json.
-    """
-    image = open_image(path)
-    if image.mode != "RGB" or image.format == "JPEG":
-        what = "it is a JPEG, which alters labels" if image.format == "JPEG" else f"its mode is {image.mode}, not RGB"
-        raise DataError(f"{path} is no panoptic PNG: {what}")
-    semantic, instance = decode_panoptic(np.asarray(image))
-    if index is not None:
-        return index[semantic], instance
-    unknown = np.setdiff1d(np.unique(semantic), [*range(classes), VOID])
-    if unknown.size:
-        hint = "; was it saved as JPEG, or resized smoothly?" if unknown.size > 3 else ""
-        raise DataError(f"{path} holds class {unknown[0]}; classes are 0..{classes - 1} and {VOID} = void{hint}")
-    return semantic, instance
-
-
-def write_panoptic(path: str | Path, semantic: np.ndarray, instance: np.ndarray) -> None:
-    """Write a KITTI-STEP panoptic PNG, complete or not at all."""
-    # Runs of one value alone: half the size in the same time
-    write_image(path, encode_panoptic(semantic, instance), compress_type=zlib.Z_RLE)
-
-
-def write_image(path: str | Path, array: np.ndarray, **options: int) -> None:
-    """Write an image through a temporary file and a rename, so that a reader never sees half of it.
-
-    options: of Pillow's PNG writer.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # a fixed name: killed runs leave at most one file
-    try:
-        Image.fromarray(array).save(temporary, format="PNG", compress_level=1, **options)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,9 +1,11 @@
 """The network, its diffusion and its stream: takes tensors, knows no data set and no file layout."""
 
 from model.checkpoint import CheckpointError
-from model.network.config import PRESETS, ConfigError, ModelConfig
+from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.predictor import Panoptic, StreamState, VideoPredictor
+from model.presets import PRESETS
+from model.stream.predictor import Panoptic, VideoPredictor
+from model.stream.state import StreamState
 from model.stream.step import StreamConfig
 
 __all__ = [

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from data.labels import THINGS, TRAIN_TO_LABEL, VOID, write_panoptic
+from data.io.images import write_panoptic
+from data.labels import THINGS, TRAIN_TO_LABEL, VOID
 
 
 def random_labels(rng, height=24, width=40, block=4):

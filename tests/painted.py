@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from data.clips.clips import ClipFormat
-from data.labels import CAR, DEFAULT_SPACE, PERSON, VOID, DataError, write_image, write_panoptic
+from data.io.images import write_image, write_panoptic
+from data.labels import CAR, DEFAULT_SPACE, PERSON, VOID, DataError
 from data.sets.frames import FrameRef
 
 FORMAT = ClipFormat(image_size=(48, 96), mask_size=(24, 48), slots=16, history_offsets=(-2, -1))

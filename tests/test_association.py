@@ -7,7 +7,8 @@ from small import CONFIG, lively_model, stream_step
 
 from model import ConfigError, StreamConfig, VideoPredictor
 from model.stream.adopt import adopt
-from model.stream.tracks import StreamState, Track, _moved, advance, updated_track
+from model.stream.state import StreamState, Track
+from model.stream.tracks import _moved, advance, updated_track
 
 pytestmark = pytest.mark.quick
 

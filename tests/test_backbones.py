@@ -11,12 +11,10 @@ from running import call
 from serving import BODY, SHA
 from small import FLAGS
 
-from data.labels import DataError
-from data.sets.download import DownloadError
 from model import CheckpointError
+from model.backbone_weights import FILES, backbone_file
 from model.network.backbones import load_backbone
 from model.network.encoder import ImageEncoder
-from training.backbone_weights import FILES, backbone_file
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +58,14 @@ def test_several_processes_fetch_weights_once(served):
 @pytest.mark.parametrize("fault", [("cut", 100_000), ("wrong bytes", 0), ("status", 404)], ids=lambda fault: fault[0])
 def test_weights_that_are_not_whole_are_not_kept(served, tmp_path, fault):
     served(fault)
-    with pytest.raises(DownloadError, match=r"backbone weights 'imagenet' cannot be had.*--backbone_weights PATH"):
+    with pytest.raises(CheckpointError, match=r"backbone weights 'imagenet' cannot be had.*--backbone_weights PATH"):
         backbone_file("imagenet", "resnet18", quiet=True)
     assert not list((tmp_path / "hub" / "checkpoints").glob("*.pth*[!k]"))  # but the lock
     assert backbone_file("imagenet", "resnet18", quiet=True).read_bytes() == BODY
 
 
 def test_weights_that_do_not_exist_are_refused():
-    with pytest.raises(DataError, match="no coco weights for resnet18"):
+    with pytest.raises(CheckpointError, match="no coco weights for resnet18"):
         backbone_file("coco", "resnet18")
     assert backbone_file("mine.pth", "resnet18") == Path("mine.pth")
 

@@ -9,7 +9,7 @@ from small import CONFIG, lively_model
 
 import cli
 from benchmarks import mutants, quality, speed
-from data.labels import write_image, write_panoptic
+from data.io.images import write_image, write_panoptic
 from data.streets.source import render_video, tracked_only
 from model import PRESETS
 from model import checkpoint as checkpoints

@@ -24,7 +24,8 @@ from model.stream.answer import candidates
 from model.stream.step import _history
 from training.config import TrainingConfig
 from training.fit import fit
-from training.optimizer import build_optimizer, learning_rate, orthogonal, set_learning_rate
+from training.muon import orthogonal
+from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.run import Run
 from training.step import StepBatches, optimizer_step
 
@@ -322,7 +323,8 @@ def test_one_weight_of_each_kind_moves_as_worked_out():
         g = pull.flatten(1)
         buffer = 0.95 * buffer + 0.05 * g
         size = 0.2 * math.sqrt(max(g.shape))
-        matrix = matrix * (1 - 0.01 * 0.5) - 0.01 * size * orthogonal((0.95 * buffer + 0.05 * g)[None])[0]
+        step = orthogonal((0.95 * buffer + 0.05 * g)[None], optimizer.muon.dtype)[0]
+        matrix = matrix * (1 - 0.01 * 0.5) - 0.01 * size * step
     assert torch.allclose(hidden.flatten(1), matrix, atol=1e-5)
 
 
@@ -359,7 +361,7 @@ def test_a_frozen_backbone_stays_and_without_decay_the_average_is_the_weights(fr
 def test_orthogonal_matrices_have_singular_values_near_one():
     matrices = torch.randn(2, 12, 30, generator=torch.Generator().manual_seed(0))
     for chosen in (matrices, matrices.mT):
-        for matrix, ours in zip(chosen, orthogonal(chosen).float(), strict=True):
+        for matrix, ours in zip(chosen, orthogonal(chosen, torch.float32), strict=True):
             u, _, v = torch.linalg.svd(matrix, full_matrices=False)
             assert ((torch.linalg.svdvals(ours) - 1).abs() < 0.4).all()
             assert torch.nn.functional.cosine_similarity(ours.flatten(), (u @ v).flatten(), dim=0) > 0.97

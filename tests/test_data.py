@@ -20,7 +20,8 @@ from data.clips.cache import Cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
 from data.clips.transforms import Augmentation
-from data.labels import VOID, DataError, write_image
+from data.io.images import write_image
+from data.labels import VOID, DataError
 from data.sets import kitti_step
 from data.sets.cityscapes import Cityscapes, read_target
 from data.sets.frames import FrameRef, count_gaps, history_index, natural_key, usual_step

@@ -15,7 +15,8 @@ from small import CONFIG
 
 import cli
 import evaluate
-from data.labels import CLASS_NAMES, THINGS, TRAIN_TO_LABEL, read_panoptic, write_panoptic
+from data.io.images import read_panoptic, write_panoptic
+from data.labels import CLASS_NAMES, THINGS, TRAIN_TO_LABEL
 from model import checkpoint as checkpoints
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -18,10 +18,11 @@ from running import call
 from small import CONFIG, lively_model
 
 from data.draw import render
-from data.io import predictions
-from data.io.inputs import find_sequences, remarks
-from data.io.video import VideoWriter, read_video, video_length
-from data.labels import DataError, read_image, read_panoptic, write_panoptic
+from data.io.images import read_image, read_panoptic, write_panoptic
+from data.labels import DataError
+from data.videos import output as outputs
+from data.videos.find import find_sequences, remarks
+from data.videos.video import VideoWriter, read_video, video_length
 from model import checkpoint as checkpoints
 
 QUICK = ("--first_steps", 2, "--steps", 1, "--device", "cpu", "--mixed_precision", "no", "--min_area", 1, "--quiet")
@@ -233,7 +234,7 @@ def test_a_video_that_breaks_off_is_done_up_to_there(weights, tmp_path, capfd, m
         raise DataError(f"{path} cannot be decoded as a video")
 
     (tmp_path / "v.mp4").write_bytes(b"x")
-    monkeypatch.setattr("data.io.inputs.read_video", broken)
+    monkeypatch.setattr("data.videos.sequences.read_video", broken)
     result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out")
     assert result.status == 1 and "after frame 2" in result.err and len(masks(tmp_path / "out")) == 3
     monkeypatch.undo()
@@ -286,7 +287,7 @@ def in_another_process(weights, source, output, flags=(), kill_at=None, wait=Fal
 
         torch.set_num_threads(1)  # a forked process has none of the others
         torch.get_num_threads = lambda: 2  # frames are seen ahead
-        predictions.STATE_EVERY = 2
+        outputs.STATE_EVERY = 2
         command = ("--input_folder", source, "--output_folder", output, "--checkpoint", weights, "--overlay", "gif")
         sys.argv = ["inference.py", *map(str, (*command, *QUICK, *flags))]
         cli.run(inference.main)
@@ -546,14 +547,14 @@ def test_inputs_that_are_none_are_refused_in_a_line(weights, tmp_path, capfd):
 
 def test_a_full_disk_ends_in_a_line_and_what_was_written_is_whole(weights, tmp_path, capfd, monkeypatch):
     source = folder_of(tmp_path / "in", named("a", range(3)))
-    real = predictions.write_panoptic
+    real = outputs.write_panoptic
 
     def full(path, *maps):
         if "000002" in path.name:
             raise OSError(28, "No space left on device", str(path))
         real(path, *maps)
 
-    monkeypatch.setattr(predictions, "write_panoptic", full)
+    monkeypatch.setattr(outputs, "write_panoptic", full)
     result = infer(capfd, weights, source, tmp_path / "out")
     assert result.status == 2 and "No space left" in result.message and len(masks(tmp_path / "out")) == 2
     monkeypatch.undo()

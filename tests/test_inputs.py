@@ -16,14 +16,16 @@ from PIL import Image
 from running import call
 from test_inference import QUICK, draw, folder_of, infer, masks, save_model, tracks, two_threads  # noqa: F401
 
-from data.io import overlays, predictions, video
-from data.io.cuts import Cuts
 from data.io.files import walk
-from data.io.inputs import find_sequences
-from data.io.names import ordered_videos
+from data.io.images import read_image
 from data.io.pixels import to_rgb
-from data.io.video import VideoWriter, read_video, upright, video_length
-from data.labels import DataError, read_image
+from data.labels import DataError
+from data.videos import output as outputs
+from data.videos import overlays, resume, video
+from data.videos.cuts import Cuts
+from data.videos.find import find_sequences
+from data.videos.names import ordered_videos
+from data.videos.video import VideoWriter, read_video, upright, video_length
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_kitti = pytest.mark.skipif(not (SHARED / "data/KittiSTEP").is_dir(), reason="../shared/data is not there")
@@ -199,8 +201,8 @@ def test_masks_of_other_videos_are_refused_or_removed(weights, tmp_path, capfd):
 
 def test_what_is_unchanged_stays(weights, tmp_path, capfd, monkeypatch):
     """A folder that was copied again, a frame that was added, one that was taken away, one that was changed."""
-    monkeypatch.setattr(predictions, "KEPT_EVERY", 2)
-    monkeypatch.setattr(predictions, "STATE_EVERY", 1)
+    monkeypatch.setattr(resume, "KEPT_EVERY", 2)
+    monkeypatch.setattr(outputs, "STATE_EVERY", 1)
     source, out = folder_of(tmp_path / "in", [f"{n}.png" for n in range(6)]), tmp_path / "out"
     infer(capfd, weights, source, out)
 
@@ -444,7 +446,7 @@ def test_a_stream_by_its_address_until_it_is_interrupted(weights, tmp_path, capf
         yield from np.zeros((3, 20, 30, 3), np.uint8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.io.inputs.read_video", endless)
+    monkeypatch.setattr("data.videos.sequences.read_video", endless)
     assert infer(capfd, weights, "/dev/video7", tmp_path / "live", overlay="mp4").status == 0
     assert len(masks(tmp_path / "live")) == len(tracks(tmp_path / "live")) == 3
     assert video_length(tmp_path / "live/dev_video7_overlay.mp4")[1] == 3

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from data.labels import write_image, write_panoptic
+from data.io.images import write_image, write_panoptic
 from model import checkpoint as checkpoints
 from tests.small import lively_model
 

@@ -9,8 +9,9 @@ from PIL import Image
 from running import call
 from small import CONFIG, FLAGS
 
+from data.io.images import read_panoptic, write_panoptic
 from data.io.label_files import find_labels, read_labels
-from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of, read_panoptic, write_panoptic
+from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of
 from data.sets.cityscapes import Cityscapes
 from data.sets.coco_panoptic import CocoPanoptic
 from data.sets.kitti_step import KittiStep

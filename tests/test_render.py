@@ -11,8 +11,9 @@ from PIL import Image
 from running import call
 
 from data.draw import figures, render, shown
-from data.io.video import VideoWriter
-from data.labels import CAR, DEFAULT_SPACE, NUM_CLASSES, PERSON, VOID, DataError, write_image, write_panoptic
+from data.io.images import write_image, write_panoptic
+from data.labels import CAR, DEFAULT_SPACE, NUM_CLASSES, PERSON, VOID, DataError
+from data.videos.video import VideoWriter
 from model import StreamConfig, VideoPredictor
 from model.stream.denoising import denoising_steps
 from tests.small import lively_model

@@ -399,7 +399,7 @@ def test_two_processes_share_validation_and_inference(capfd, tmp_path):
 
 
 def test_videos_are_shared_by_length():
-    from data.io.inputs import Sequence
+    from data.videos.sequences import Sequence
     from inference import share
 
     videos = [Sequence(str(n), [None] * length) for n, length in enumerate((10, 2, 3, 9, 4))]

@@ -12,8 +12,9 @@ from running import call
 from small import FLAGS
 
 from data.io.export import export_cityscapes
+from data.io.images import write_image, write_panoptic
 from data.io.label_files import find_labels, read_labels
-from data.labels import CAR, PERSON, VOID, DataError, write_image, write_panoptic
+from data.labels import CAR, PERSON, VOID, DataError
 from data.sets import check
 from data.sets.coco_panoptic import CocoPanoptic, read_json
 from data.sets.kitti_step import KittiStep

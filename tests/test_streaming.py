@@ -13,10 +13,11 @@ from data.clips import transforms
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
 from model.stream.adopt import adopt
-from model.stream.answer import candidates, decide, slot_masses, through_mask
+from model.stream.answer import candidates, decide, merged, slot_masses, through_mask
 from model.stream.resize import nearest
+from model.stream.state import StreamState
 from model.stream.step import _history
-from model.stream.tracks import StreamState, advance, merged
+from model.stream.tracks import advance
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
 H, W = CONFIG.mask_size

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.labels import LABEL_TO_TRAIN, NUM_CLASSES, THINGS, VOID, DataError, read_image, read_panoptic
+from data.io.images import read_image, read_panoptic
+from data.labels import LABEL_TO_TRAIN, NUM_CLASSES, THINGS, VOID, DataError
 from data.streets.__main__ import describe
 from data.streets.render import _order
 from data.streets.source import SPLITS, Streets, StreetsConfig, render, render_video, tracked_only

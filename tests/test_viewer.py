@@ -34,8 +34,9 @@ from data.draw.viewer.coding import (
 from data.draw.viewer.errors import Comparison
 from data.draw.viewer.folders import write_pages
 from data.draw.viewer.page import SCRIPTS, SOURCE
-from data.io.video import VideoWriter
-from data.labels import CAR, NUM_CLASSES, PERSON, VOID, DataError, read_image, write_image, write_panoptic
+from data.io.images import read_image, write_image, write_panoptic
+from data.labels import CAR, NUM_CLASSES, PERSON, VOID, DataError
+from data.videos.video import VideoWriter
 from metrics import Evaluation
 
 RNG = np.random.default_rng(0)

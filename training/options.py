@@ -14,9 +14,9 @@ import cli
 from data.clips.history import HistoryConfig
 from data.clips.transforms import Augmentation
 from model import PRESETS, ConfigError, ModelConfig
+from model.backbone_weights import default_weights
 from model.diffusion.loss import LossConfig
 from model.network.config import checked_size
-from training.backbone_weights import default_weights
 from training.config import TrainingConfig
 
 COMMON = ("image_size", "steps", "batch_size", "accumulate", "lr", "save_every", "seed", "num_workers", "compile")

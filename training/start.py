@@ -15,10 +15,10 @@ from torch import Tensor
 from data.labels import LabelSpace
 from model import CheckpointError, ConfigError, ModelConfig, Pix2SeqD
 from model import checkpoint as checkpoints
+from model.backbone_weights import backbone_file
 from model.network.backbones import load_backbone
 from model.network.precision import make_fast, precision
 from model.stream.loading import config_of, label_space_in, model_for
-from training.backbone_weights import backbone_file
 
 TRACKING = "pix2seq_d"  # folder of TensorBoard's files in the results folder, and project at Weights & Biases
 # What may differ between a checkpoint and the run that takes its weights

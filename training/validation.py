@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.draw import render
-from data.labels import DataError, write_image
+from data.io.images import write_image
+from data.labels import DataError
 from data.sets.frames import FrameSource, whole_runs
 from metrics import Evaluation
 from model import Pix2SeqD, StreamConfig, VideoPredictor

@@ -17,8 +17,8 @@ from PIL import Image
 
 from data.draw import render
 from data.draw.shown import Shown
-from data.io.video import VideoWriter
 from data.labels import CAR, CLASS_NAMES, PERSON, VOID
+from data.videos.video import VideoWriter
 
 PAGE = 1080  # width of a page in pixels
 RIGHT, WRONG_CLASS, WRONG_TRACK, UNKNOWN = (232, 232, 232), (221, 120, 0), (0, 84, 168), (150, 150, 150)

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from data.draw import render
-from data.io.overlays import narrowed
 from data.labels import DEFAULT_SPACE, LabelSpace
+from data.videos.overlays import narrowed
 
 WIDTH = 960  # pixels of a frame, at most
 BOUNDARY = b"--frame\r\n"

@@ -1,6 +1,6 @@
 """Read an inference from its folder: its frames with predictions and truth, and the lives of its tracks.
 
-Only for viewing (visualize.ipynb); inference itself writes through data/io/predictions.py.
+Only for viewing (visualize.ipynb); inference itself writes through data/videos/output.py.
 """
 
 import dataclasses
@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.io.inputs import find_sequences
+from data.io.images import read_image, read_panoptic
 from data.io.label_files import LabelFile, find_labels, label_file, matched, read_labels
-from data.io.predictions import TRACKS, describe_segments
-from data.labels import DEFAULT_SPACE, VOID, DataError, LabelSpace, label_space_of, read_image, read_panoptic
+from data.labels import DEFAULT_SPACE, VOID, DataError, LabelSpace, label_space_of
 from data.sets.frames import natural_key
+from data.videos.find import find_sequences
+from data.videos.folder import TRACKS
+from data.videos.output import describe_segments
 
 DEMO = Path("results/demo")
 # Default folders of predictions and of their frames, of inference.py and of the demo.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.io.images import write_image, write_panoptic
 from data.io.label_files import LabelFile, read_labels
-from data.labels import DEFAULT_SPACE, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError, write_image, write_panoptic
+from data.labels import DEFAULT_SPACE, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError
 
 ID_STEP = MAX_ID + 1  # segment id of a thing: labelId * ID_STEP + instance id; of stuff: labelId
 

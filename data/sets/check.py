@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.labels import MAX_PIXELS, VOID, DataError, open_image
+from data.io.images import MAX_PIXELS, open_image
+from data.labels import VOID, DataError
 from data.sets.frames import FrameRef, FrameSource
 
 REMEMBERED = Path("results/cache")  # one file for each data set without bad files, named by a hash of its files

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data.io.files import walk
-from data.labels import DEFAULT_SPACE, THINGS, DataError, LabelSpace, open_image
+from data.io.images import open_image
+from data.labels import DEFAULT_SPACE, THINGS, DataError, LabelSpace
 from data.sets.download import unpack
 from data.sets.frames import FileSource, FrameRef, ordered
 

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of, read_image
+from data.io.images import read_image
+from data.labels import DEFAULT_SPACE, DataError, LabelSpace, label_space_of
 
 
 @dataclass(frozen=True)

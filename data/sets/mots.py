@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data.io.files import walk
-from data.labels import CAR, CLASSES_FILE, PERSON, VOID, DataError, open_image
+from data.io.images import open_image
+from data.labels import CAR, CLASSES_FILE, PERSON, VOID, DataError
 from data.sets.frames import FileSource, FrameRef, frame_name, ordered
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "MOTS"

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.labels import THINGS, TRAIN_TO_LABEL, DataError, write_image, write_panoptic
+from data.io.images import write_image, write_panoptic
+from data.labels import THINGS, TRAIN_TO_LABEL, DataError
 from data.streets.source import SPLITS, StreetsConfig, _in_processes, render, tracked_only
 
 

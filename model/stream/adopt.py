@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from data.labels import VOID
 from model.network.config import ModelConfig
 from model.stream.resize import nearest
-from model.stream.tracks import VOID, StreamState, placed, updated_track, with_mask
+from model.stream.state import StreamState
+from model.stream.tracks import placed, updated_track, with_mask
 
 
 def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:

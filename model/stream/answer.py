@@ -1,6 +1,6 @@
 """Read the network's last output: classes, slots, slots that it cannot tell apart, and the answer at full size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,32 @@ def slot_masses(config: ModelConfig, output: Tensor, slot: Tensor, everywhere: b
         share = values[here][:, 1:].float().softmax(dim=-1)
         mass[:, 1:].index_add_(0, likeliest[here], (share * FIXED).round().long())
     return masses.cpu().numpy() / FIXED
+
+
+def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area: int = 1) -> np.ndarray:
+    """For each slot, the slot it is merged into: (slots,).
+
+    mass: (slots, slots), row i: the probability of each slot, summed over the pixels whose likeliest slot is i. An
+    instance between two places can have either's slot. Few denoising steps leave that undecided, so that it holds
+    pixels of both. A slot is merged into a larger one that is at least `share` as likely as itself on its pixels; the
+    surest pair comes first. held: slots of tracks. They are not merged themselves; others are merged into them whatever
+    their size, if they have `min_area` pixels of their own.
+    """
+    mass, table = mass.astype(np.float64), np.arange(len(mass))
+    has_track = np.isin(table, list(held))
+    while True:
+        own, area = mass.diagonal(), mass.sum(axis=1)
+        allowed = (area[:, None] <= area) | (has_track & (area >= max(min_area, 1) - 0.5))
+        allowed &= ((area > 0) & ~has_track)[:, None]
+        likeness = np.where(allowed, mass / np.maximum(own, 1e-9)[:, None], 0)
+        np.fill_diagonal(likeness, 0)
+        part, whole = divmod(int(likeness.argmax()), len(mass))
+        if likeness[part, whole] < max(share, 1e-9):
+            return table
+        table[table == part] = whole
+        mass[:, whole] += mass[:, part]
+        mass[whole] += mass[part]
+        mass[part], mass[:, part] = 0, 0
 
 
 def full_size(

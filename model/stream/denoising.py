@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from model.stream.predictor import Panoptic, StreamState, VideoPredictor
+from model.stream.predictor import Panoptic, VideoPredictor
+from model.stream.state import StreamState
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from model.network.precision import cast_weights, fold_norms, make_fast, precisi
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.loading import build, label_space_in, recommended
 from model.stream.resize import fit_frame
+from model.stream.state import Moment, StreamState
 from model.stream.step import Seen, StreamConfig, follow, see
-from model.stream.tracks import Moment, StreamState
 
 
 @dataclass

@@ -21,8 +21,9 @@ from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.answer import candidates, full_size, slot_masses, to_host
-from model.stream.tracks import Moment, StreamState, advance, merged
+from model.stream.answer import candidates, full_size, merged, slot_masses, to_host
+from model.stream.state import Moment, StreamState
+from model.stream.tracks import advance
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 from data.draw.shown import last_inference
 from data.draw.viewer.coding import Labels
 from data.draw.viewer.page import Page, shown_classes
-from data.io.inputs import find_sequences
+from data.io.images import read_panoptic
 from data.io.label_files import LabelFile, find_labels, read_labels
-from data.io.video import video_length
-from data.labels import DEFAULT_SPACE, VOID, DataError, label_space_of, read_panoptic
+from data.labels import DEFAULT_SPACE, VOID, DataError, label_space_of
 from data.sets.frames import natural_key
+from data.videos.find import find_sequences
+from data.videos.video import video_length
 
 SUFFIX = "_panoptic.png"
 

@@ -7,8 +7,7 @@ from filelock import FileLock
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
 
-from data.labels import DataError
-from data.sets.download import DownloadError
+from model.checkpoint import CheckpointError
 
 FILES = {  # the first digits of a file's sha256 are in its name
     ("coco", "resnet50"): FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url,
@@ -29,14 +28,14 @@ def default_weights(backbone: str) -> str:
 def backbone_file(source: str, backbone: str, quiet: bool = False) -> Path:
     """The file of the weights `coco` or `imagenet` for a backbone, fetched where it is missing; else `source` itself.
 
-    `coco` is torchvision's FasterRCNN_ResNet50_FPN_V2. Raises DataError where there are no such weights, DownloadError
-    where they cannot be had.
+    `coco` is torchvision's FasterRCNN_ResNet50_FPN_V2. Raises CheckpointError where there are no such weights, or
+    they cannot be had.
     """
     if source not in NAMES:
         return Path(source)
     if (source, backbone) not in FILES:
         there = ", ".join(f"{name} for {of}" for name, of in FILES)
-        raise DataError(f"there are no {source} weights for {backbone} ({there}): use --backbone_weights none")
+        raise CheckpointError(f"there are no {source} weights for {backbone} ({there}): use --backbone_weights none")
     url = FILES[source, backbone]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
@@ -46,7 +45,7 @@ def backbone_file(source: str, backbone: str, quiet: bool = False) -> Path:
                 if not path.exists():
                     torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=not quiet)
     except Exception as error:  # no network, a server's refusal, other bytes than expected, a full disk
-        raise DownloadError(
+        raise CheckpointError(
             f"backbone weights {source!r} cannot be had ({error}): give a file by --backbone_weights PATH, or "
             "--backbone_weights none to start from scratch"
         ) from None

@@ -1,4 +1,4 @@
-"""The input of inference as sequences of frames: images, folders of images, video files, animated images, streams.
+"""Find the videos in folders, files, patterns and streams.
 
 Images named `<sequence>_<frame>_leftImg8bit.png` are grouped by sequence, other images of a folder as in names.py.
 A gap, which is a step in the frame numbers of more than twice the usual one, ends the history.
@@ -7,29 +7,24 @@ A gap, which is a step in the frame numbers of more than twice the usual one, en
 import contextlib
 import glob
 import os
-import queue
 import re
-import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from data.io.files import LeftOut, walk
-from data.io.names import ordered_videos
-from data.io.pixels import to_rgb
-from data.io.video import VIDEO_SUFFIXES, is_stream, read_video, video_length
-from data.labels import MAX_PIXELS, DataError, read_image
+from data.labels import DataError
+from data.sets.check import fault_of
 from data.sets.frames import gaps, natural_key
+from data.videos.names import ordered_videos
+from data.videos.sequences import MAY_MOVE, InputFrame, Sequence
+from data.videos.video import VIDEO_SUFFIXES, is_stream
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
     ".apng", ".avif",
 )  # fmt: skip
-MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".avif")  # may hold several frames
 HEIC = (".heic", ".heif")
 with contextlib.suppress(ImportError):
     from pillow_heif import register_heif_opener
@@ -38,76 +33,6 @@ with contextlib.suppress(ImportError):
     IMAGE_SUFFIXES += HEIC
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
 _OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # files that may lie beside the images
-
-
-@dataclass(frozen=True)
-class InputFrame:
-    number: int
-    output: Path  # of its prediction, relative to the output folder
-    image: Path | None  # None for a frame of a video
-    after_gap: bool = False  # this frame has no history
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """One video: a unique name, and the frames in order or a video file or stream with them."""
-
-    name: str
-    frames: list[InputFrame] | None
-    video: Path | str | None = None
-    stem: Path = Path()  # of a video: the start of its predictions' names
-
-    def read(self, skip: int = 0) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
-        """Each frame without the first `skip`, with its image uint8 (H, W, 3) or the DataError of a bad image.
-
-        Raises DataError if nothing of a video can be read. A video that breaks off ends with the DataError.
-        """
-        if self.video is None:
-            for frame in self.frames[skip:]:
-                try:
-                    yield frame, read_image(frame.image)
-                except DataError as error:
-                    yield frame, error
-            return
-        moving = Path(self.video).suffix.lower() in MAY_MOVE
-        number, images = 0, _read_pages(self.video) if moving else read_video(self.video)
-        while True:
-            frame = InputFrame(number, self._output(number), None)
-            try:
-                image = next(images, None)
-            except DataError as error:
-                if number == 0:
-                    raise
-                if number >= skip:
-                    yield frame, DataError(f"{error}, after frame {number - 1}")
-                return
-            if image is None:
-                return
-            if number >= skip:
-                yield frame, image
-            number += 1
-
-    def outputs(self, count: int) -> list[Path]:
-        """The first masks, relative to the output folder."""
-        if self.frames is not None:
-            return [frame.output for frame in self.frames[:count]]
-        length = self.rate_and_length()[1] if count else None
-        return [self._output(number) for number in range(count if length is None else min(count, length))]
-
-    def _output(self, number: int) -> Path:
-        return Path(f"{self.stem}_{number:06d}_panoptic.png")
-
-    def rate_and_length(self) -> tuple[float | None, int | None]:
-        """Frames a second and number of frames; None if unknown."""
-        if self.video is None:
-            return None, len(self.frames)
-        if is_stream(self.video):
-            return None, None
-        if Path(self.video).suffix.lower() not in MAY_MOVE:
-            return video_length(self.video)
-        with Image.open(self.video) as image:
-            duration = image.info.get("duration")
-            return (1000 / duration if duration else None), image.n_frames
 
 
 def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut | None = None) -> list[Sequence]:
@@ -216,21 +141,6 @@ def _frames_in(path: Path, left_out: LeftOut) -> int:
         return 1
 
 
-def _read_pages(path: Path) -> Iterator[np.ndarray]:
-    """The frames of an animated image or of a stack of images."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} claims {image.width}x{image.height} pixels; that is refused")
-            for page in range(image.n_frames):
-                image.seek(page)
-                yield to_rgb(image)
-    except DataError:
-        raise
-    except Exception as error:  # as above
-        raise DataError(f"{path} cannot be read as an image ({error})") from None
-
-
 def _nothing(sources: list[str | Path], left_out: LeftOut) -> str:
     there = ", ".join(f"{len(paths)} {reason}" for reason, paths in left_out.items())
     return (
@@ -253,6 +163,22 @@ def _check_outputs(sequences: list[Sequence]) -> None:
             outputs[output] = source
 
 
+def check_files(sequences: list[Sequence]) -> dict[Path, str]:
+    """Bad files and what is wrong with them: no image, too large, truncated, or a video without a first frame. Good
+    images are not decoded."""
+    faults = {}
+    for sequence in sequences:
+        if sequence.frames is not None:
+            faults |= {f.image: fault for f in sequence.frames if (fault := fault_of(f.image)[0])}
+        elif not is_stream(sequence.video):
+            try:
+                if next(sequence.read(), None) is None:
+                    faults[sequence.video] = f"{sequence.video} holds no frames"
+            except DataError as error:
+                faults[sequence.video] = str(error)
+    return faults
+
+
 def remarks(sequences: list[Sequence], cuts: bool) -> list[str]:
     """What a person should know of the videos: where they are told apart within a folder, and where numbers jump, since
     masks do not show why ids change. cuts: whether a jump ends the history."""
@@ -270,39 +196,6 @@ def remarks(sequences: list[Sequence], cuts: bool) -> list[str]:
                 "ids from there on (--no-cuts if it is none)"
             )
     return lines
-
-
-def prefetched(items: Iterator, ahead: int = 4) -> Iterator:
-    """The items of an iterator; a thread takes a few ahead."""
-    taken: queue.Queue = queue.Queue(ahead)
-    gone = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not gone.is_set():
-            try:
-                taken.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # passed on to the thread that waits for the item
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (item := taken.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        gone.set()
 
 
 def share(sequences: list[Sequence], process: int, processes: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
-from data.labels import MAX_PIXELS, DataError
+from data.io.images import MAX_PIXELS
+from data.labels import DataError
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv",

@@ -15,9 +15,9 @@ from PIL import Image
 from data.draw import render
 from data.draw.viewer.page import Page, shown_classes
 from data.io.files import naming
-from data.io.inputs import InputFrame
-from data.io.video import VideoWriter
 from data.labels import DEFAULT_SPACE, LabelSpace
+from data.videos.sequences import InputFrame
+from data.videos.video import VideoWriter
 
 WIDTH = {"mp4": 1280, "gif": 640, "webp": 640}  # pixels, at most
 

@@ -1,0 +1,153 @@
+"""What inference writes of one video: panoptic PNGs, one line a frame in tracks.jsonl, overlays, and states to resume
+from. Each prediction is complete or absent."""
+
+import contextlib
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.io.files import naming
+from data.io.images import read_panoptic, write_panoptic
+from data.labels import DEFAULT_SPACE, DataError, LabelSpace
+from data.videos.folder import masks_of
+from data.videos.overlays import Overlays, remove_overlays
+from data.videos.resume import States
+from data.videos.sequences import InputFrame, Sequence
+
+STATE_EVERY = 20  # frames between two saved states, the most that a kill costs
+
+
+class SequenceOutput:
+    """The files of one video. `open`, then `write` and `checkpoint` for each frame, then `finish`; `close` always."""
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        folder: Path,
+        run: str,
+        overlays: tuple[str, ...] = (),
+        fps: float = 10.0,
+        restart: bool = False,
+        given: int = 0,
+        colorblind: bool = False,
+        space: LabelSpace = DEFAULT_SPACE,
+    ):
+        """run: `folder.fingerprint`; given: number of first frames whose masks are already in the folder."""
+        self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
+        self.name = sequence.name.strip(".") or "video"  # a folder in the input is a folder in the output
+        self.drawing, self.classes = (overlays, fps, colorblind, space), len(space.classes)
+        self.states = States(sequence, folder, run, given)
+        self.writer = ThreadPoolExecutor(1)
+        self.pending: list[Future] = []
+        self.tracks = self.overlays = None
+
+    def open(self) -> dict[str, Any] | None:
+        """Start writing. Returns {"done", "state", "failures"} of a half-done video that can be resumed."""
+        existed = self.states.newest.exists()
+        stored = self.states.last(self.restart)
+        lines = self.states.written()
+        kept = lines[: stored["lines"] if stored else 0]
+        if len(lines) > len(kept):  # masks of another run must not mix with those of this one
+            self._remove(lines[len(kept) :])
+        if existed and stored is None:
+            for frame in (self.sequence.frames or [])[self.from_given :]:
+                (self.folder / frame.output).unlink(missing_ok=True)
+        self.states.tracks.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = len(kept)
+        self.states.tracks.write_text("".join(f"{line}\n" for line in kept))
+        self.tracks = self.states.tracks.open("a")
+        self.overlays = Overlays(self.folder, self.name, *self.drawing)
+        return stored
+
+    def _remove(self, lines: list[str]) -> None:
+        """Delete the masks that lines of tracks.jsonl name, and the films that show them."""
+        given = self.sequence.outputs(self.from_given)
+        for name in masks_of(lines):
+            if name not in given:
+                (self.folder / name).unlink(missing_ok=True)
+        remove_overlays(self.folder, self.name)
+
+    def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A mask that is already in the output folder. Raises DataError if there is none of the frame's size."""
+        semantic, track = read_panoptic(self.folder / frame.output, self.classes)
+        if semantic.shape != image.shape[:2]:
+            raise DataError(f"{self.folder / frame.output} has another size than its frame")
+        return semantic, track
+
+    def write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool = False) -> None:
+        """Write one prediction, in a separate thread; `given` masks are not changed."""
+        while len(self.pending) > 8:
+            self.pending.pop(0).result()
+        self.pending.append(self.writer.submit(self._write, frame, semantic, track, given))
+        self.overlays.write(frame, image, semantic, track)
+
+    def _write(self, frame: InputFrame, semantic, track, given: bool) -> None:
+        with naming(self.folder / frame.output):
+            if not given:
+                write_panoptic(self.folder / frame.output, semantic, track)
+            entry = {"sequence": self.sequence.name, "frame": frame.number, "file": frame.output.as_posix()}
+            self.tracks.write(json.dumps(entry | {"segments": describe_segments(semantic, track)}) + "\n")
+            self.lines += 1
+
+    def redraw(self, frame: InputFrame, image: np.ndarray | DataError) -> None:
+        """Draw a frame of an earlier call; only for the overlays."""
+        if not isinstance(image, DataError):
+            self.overlays.write(frame, image, *read_panoptic(self.folder / frame.output, self.classes))
+
+    def checkpoint(self, done: int, state: dict[str, Any], failures: list[str], always: bool = False) -> None:
+        """Save the state of the video, after all earlier writes are done. state: plain values and tensors."""
+        if not always and done % STATE_EVERY:
+            return
+        self.wait()
+        with naming(self.states.tracks):
+            self.tracks.flush()
+        self.states.save(done, self.lines, state, failures)
+
+    def wait(self) -> None:
+        while self.pending:
+            self.pending.pop(0).result()
+
+    def finish(self, done: int, state: dict[str, Any], failures: list[str]) -> list[str]:
+        """Finish a complete video: its overlays get their final names. Returns remarks for the user."""
+        self.checkpoint(done, state, failures, always=True)
+        self.tracks.close()
+        remarks, self.overlays = self.overlays.finish(), None
+        self.writer.shutdown()
+        return remarks
+
+    def close(self) -> None:
+        """Discard open files after an error; a finished video is not changed."""
+        self.writer.shutdown(cancel_futures=True)
+        if self.tracks is not None:
+            with contextlib.suppress(OSError):
+                self.tracks.close()
+        if self.overlays is not None:
+            self.overlays.discard()
+            self.overlays = None
+
+
+def describe_segments(semantic: np.ndarray, track: np.ndarray) -> list[dict[str, Any]]:
+    """id, class, area in pixels, and box [left, top, right, bottom) of each segment; id 0 is a class without tracks."""
+    height, width = semantic.shape
+    key = track.astype(np.int64) * 256 + semantic
+    # Work on runs of equal pixels in a row: there are about a hundred times fewer, and their ends give area and box.
+    change = np.ones(key.shape, bool)
+    change[:, 1:] = key[:, 1:] != key[:, :-1]
+    start = np.flatnonzero(change)
+    length = np.diff(start, append=key.size)
+    keys, run = np.unique(key.ravel()[start], return_inverse=True)
+    areas = np.bincount(run, length).astype(int)
+    y, x = np.divmod(start, width)
+    top, left = np.full(keys.size, height), np.full(keys.size, width)
+    bottom, right = np.zeros(keys.size, int), np.zeros(keys.size, int)
+    np.minimum.at(top, run, y)
+    np.maximum.at(bottom, run, y + 1)
+    np.minimum.at(left, run, x)
+    np.maximum.at(right, run, x + length)
+    return [
+        {"id": int(k >> 8), "class": int(k & 255), "area": int(a), "box": [int(v) for v in box]}
+        for k, a, *box in zip(keys, areas, left, top, right, bottom, strict=True)
+    ]
