@@ -9,19 +9,12 @@ from painted import FORMAT, NO_COLOR, Painted, has_history, same
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from data.clips.augmentation import Augmentation
 from data.clips.clips import ClipFormat, Clips
 from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import Motion, view_moved
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
-from data.clips.transforms import (
-    Augmentation,
-    View,
-    content_size,
-    crop_view,
-    draw_view,
-    view_image,
-    view_labels,
-)
+from data.clips.transforms import View, content_size, crop_view, draw_view, view_image, view_labels
 from data.labels import CAR, PERSON, VOID, DataError
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.clips import cache
+from data.clips.augmentation import Augmentation
 from data.clips.cache import Cached
 from data.clips.clips import ClipFormat, Clips
 from data.clips.mixture import TrainingStream
-from data.clips.transforms import Augmentation
 from data.io.images import write_image
 from data.labels import VOID, DataError
 from data.sets import kitti_step
@@ -336,12 +336,13 @@ def test_cache_is_smaller_keyed_and_survives_damage(tmp_path):
     make_kitti(root / "train")
     source = KittiStep(root)
     cached = Cached(source, (24, 48), tmp_path / "cache", margin=1.5)
-    cached.fill(quiet=True)
+    for i in range(4):
+        cached.read(i)
     assert not list(cached.folder.glob("*.part"))
     image, semantic, instance = cached.read(3)
     assert image.shape[:2] == semantic.shape == (35, 75)  # the size by area of (24, 48), times 1.5, rounded up
     assert set(np.unique(instance)) <= set(np.unique(source.read_labels(3)[1]))
-    stored = sorted(cached.folder.glob("*.frame"))
+    stored = sorted(cached.folder.glob("*.safetensors"))
     assert len(stored) == 4
     stored[3].write_bytes(stored[3].read_bytes()[:-7])
     np.testing.assert_array_equal(cached.read_labels(3)[1], instance)
@@ -363,15 +364,15 @@ def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room
     make_kitti(tmp_path / "kitti" / "train")
     source, said = KittiStep(tmp_path / "kitti"), []
     through = cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append)
-    assert "0.0 GB" in said[0] and through.missing_bytes() == 4 * (8 + 6 * 35 * 75)
+    assert "0.0 GB" in said[0] and through.missing_bytes() == 4 * 6 * 35 * 75
     image = through.read(0)[0]
-    assert cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * (8 + 6 * 35 * 75)
+    assert cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * 6 * 35 * 75
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:  # full while it is filled
-        patch.setattr(cache.tempfile, "mkstemp", full)
+        patch.setattr(cache, "save_file", full)
         assert through.read(1)[0].shape == image.shape and not through._path(1).exists()
         assert through.read_labels(1)[0].shape == image.shape[:2]
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))

@@ -11,8 +11,8 @@ import torch
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 import cli
+from data.clips.augmentation import Augmentation
 from data.clips.history import HistoryConfig
-from data.clips.transforms import Augmentation
 from model import PRESETS, ConfigError, ModelConfig
 from model.backbone_weights import default_weights
 from model.diffusion.loss import LossConfig

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from ema_pytorch import EMA
 from tqdm import tqdm
 
+from data.io.files import whole
 from model import checkpoint as checkpoints
 from model.checkpoint import LATEST
 from model.network.pix2seq_d import Pix2SeqD
@@ -139,10 +139,8 @@ class Log:
                     continue
                 if isinstance(entry, dict) and isinstance(entry.get("step"), int) and entry["step"] <= step:
                     lines.append(line)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text("".join(f"{line}\n" for line in lines))
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines))
         self.file = path.open("ab", buffering=0)
         self.waiting = b""
 

@@ -1,37 +1,33 @@
 """A cache of frames at training size, because decoding a PNG costs more than the rest of a training sample."""
 
+import contextlib
 import hashlib
 import inspect
 import math
-import os
 import shutil
-import struct
-import tempfile
 from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from data.clips.transforms import View, view_image, view_labels
+from data.io.files import whole
 from data.io.pixels import area_scale
 from data.labels import MAX_ID, DataError
 from data.sets.frames import FrameSource
 
-HEADER = struct.Struct("<ii")
-VERSION = 2  # of the file format below; part of the key, so each version has its own cache
-
-
+VERSION = 3  # of the stored files; part of the key, so each version has its own cache
 FILL = 0.9  # of the free disk, at most
 
 
 class Cached:
     """A FrameSource whose frames are stored at the size by area of `image_size` times `margin`, never enlarged.
 
-    Each frame is one file in `folder/<name>-<split>-<key>`. It is written when it is first read, or up front by `fill`,
-    through a temporary file and a rename: any number of workers and processes can share it, and a resumed run finds it.
-    The key covers root, split, sizes, and every file's name, size and modification time; a data set without files is
-    keyed by its settings and its code. If a frame cannot be stored, as on a full disk, it is decoded each time.
+    Each frame is one file in `folder/<name>-<split>-<key>`. It is written, whole, when it is first read: any number of
+    workers and processes can share it, and a resumed run finds it. The key covers root, split, sizes, and every file's
+    name, size and modification time. If a frame cannot be stored, as on a full disk, it is decoded each time.
 
     The margin is the largest scale of the jitter, so that enlarged frames stay sharp. Labels are resized by
     nearest neighbour, so a small instance can lose its last pixel: for training, not for evaluation.
@@ -49,43 +45,26 @@ class Cached:
         """About how many bytes the missing frames will take, if all are as large as the first. Raises DataError if that
         cannot be read."""
         missing = sum(not self._path(i).exists() for i in range(len(self.frames)))
-        height, width = self._size(self.source.read_labels(0)[0].shape)
-        return missing * (HEADER.size + 6 * height * width)
+        return missing * 6 * math.prod(self._size(self.source.read_labels(0)[0].shape))
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        height, width, data = self._stored(i, first_plane=0)
-        image = data[: 3 * height * width].reshape(height, width, 3)
-        return (image, *_labels(height, width, data))
+        image, semantic, instance = self._stored(i, "image", "semantic", "instance")
+        return image, semantic, instance.astype(np.int32)
 
     def read_labels(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return _labels(*self._stored(i, first_plane=3))
-
-    def fill(self, quiet: bool = False) -> None:
-        """Store the missing frames. Raises DataError for the first frame that cannot be read."""
-        missing = [i for i in range(len(self.frames)) if not self._path(i).exists()]
-        for i in tqdm(missing, desc=f"cache {self.name}", unit="frame", disable=quiet or not missing):
-            self._make(i)
+        semantic, instance = self._stored(i, "semantic", "instance")
+        return semantic, instance.astype(np.int32)
 
     def _path(self, i: int) -> Path:
-        return self.folder / f"{i:06d}.frame"
+        return self.folder / f"{i:06d}.safetensors"
 
-    def _stored(self, i: int, first_plane: int) -> tuple[int, int, np.ndarray]:
-        """Height, width and the planes of frame i from `first_plane` on, uint8 (planes * height * width,).
-
-        A file is height and width as int32, then 6 planes: three with the interleaved RGB, semantic, high and low byte
-        of the instance id. A file of another length is damaged.
-        """
+    def _stored(self, i: int, *names: str) -> list[np.ndarray]:
         try:
-            with open(self._path(i), "rb") as file:
-                height, width = HEADER.unpack(file.read(HEADER.size))
-                if os.fstat(file.fileno()).st_size == HEADER.size + 6 * height * width > HEADER.size:
-                    file.seek(first_plane * height * width, os.SEEK_CUR)
-                    data = bytearray(file.read())  # mutable, so that its array is writable, as from a source
-                    return height, width, np.frombuffer(data, np.uint8)
-        except (FileNotFoundError, struct.error):
-            pass  # not made yet, or damaged
-        height, width, planes = self._make(i)
-        return height, width, planes.ravel()[first_plane * height * width :]
+            with safe_open(self._path(i), framework="numpy") as file:
+                return [file.get_tensor(name) for name in names]
+        except (FileNotFoundError, SafetensorError):  # not made yet, or damaged
+            made = self._make(i)
+            return [made[name] for name in names]
 
     def _size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) of a stored frame: the whole frame, at its aspect, because a crop may lie anywhere."""
@@ -93,28 +72,17 @@ class Cached:
         height, width = (math.ceil(n * scale) for n in frame_size)
         return height, width
 
-    def _make(self, i: int) -> tuple[int, int, np.ndarray]:
-        """Store a frame. Returns its height, width and planes."""
+    def _make(self, i: int) -> dict[str, np.ndarray]:
+        """Store a frame: image uint8 (h, w, 3), semantic uint8 and instance uint16 (h, w)."""
         image, semantic, instance = self.source.read(i)
         if instance.max(initial=0) > MAX_ID:
             raise DataError(f"frame {self.frames[i]} holds the id {instance.max()}, ids are 0..{MAX_ID}")
         size = self._size(semantic.shape)
-        semantic, instance = (view_labels(labels, size, View()) for labels in (semantic, instance))
-        image = view_image(image, size, View())
-        stored = np.concatenate([image.reshape(3 * size[0], size[1]), semantic, instance >> 8, instance & 255])
-        stored = stored.astype(np.uint8)
-        temporary = None
-        try:
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                file.write(HEADER.pack(*size) + stored.tobytes())
-            os.replace(temporary, self._path(i))
-        except BaseException as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
-        return *size, stored
+        semantic, instance = (view_labels(labels, size, View()) for labels in (semantic, instance.astype(np.uint16)))
+        made = {"image": view_image(image, size, View()), "semantic": semantic, "instance": instance}
+        with contextlib.suppress(OSError, SafetensorError), whole(self._path(i), shared=True) as temporary:
+            save_file(made, temporary)
+        return made
 
 
 def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
@@ -135,11 +103,6 @@ def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margi
     if wanted:
         say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
     return through
-
-
-def _labels(height: int, width: int, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    semantic, high, low = data[-3 * height * width :].reshape(3, height, width)
-    return semantic, (high.astype(np.int32) << 8) | low
 
 
 def source_key(source: FrameSource, *settings) -> str:

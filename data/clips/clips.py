@@ -10,20 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data.clips.augmentation import Augmentation
 from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.slots import assign_slots
-from data.clips.transforms import (
-    Augmentation,
-    content_size,
-    crop_view,
-    draw_color,
-    draw_thing,
-    draw_view,
-    view_image,
-    view_labels,
-)
+from data.clips.transforms import content_size, crop_view, draw_color, draw_thing, draw_view, view_image, view_labels
 from data.labels import VOID
 from data.sets.frames import FrameSource, history_index
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.clips.transforms import IS_THING, Augmentation, View, nearest, sample_grid
+from data.clips.augmentation import Augmentation
+from data.clips.transforms import IS_THING, View, nearest, sample_grid
 from data.labels import VOID
 
 

@@ -1,12 +1,12 @@
 """Export predictions in the formats of the benchmark servers."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from data.io.files import whole
 from data.io.images import write_image, write_panoptic
 from data.io.label_files import LabelFile, read_labels
 from data.labels import DEFAULT_SPACE, MAX_ID, THINGS, TRAIN_TO_LABEL, DataError
@@ -55,14 +55,9 @@ def export_cityscapes(files: Iterable[LabelFile], folder: Path, split: str) -> N
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON through a temporary file and a rename, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    """Write JSON, complete or not at all."""
+    with whole(path, shared=True) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _segments(ids: np.ndarray) -> list[dict]:

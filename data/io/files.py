@@ -1,4 +1,4 @@
-"""List the files of a folder: follow links, skip system files, and report what is left out."""
+"""List the files of a folder: follow links, skip system files, report what is left out; and write files whole."""
 
 import contextlib
 import os
@@ -55,4 +55,22 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def whole(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A path to write to, renamed to `path` at the end, so that a reader never sees half a file. Nothing is left of it
+    after an error.
+
+    A killed process leaves one file, which the next one overwrites. shared: several processes may write this file at
+    once, so each has its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}{f'.{os.getpid()}' * shared}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise

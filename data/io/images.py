@@ -1,12 +1,12 @@
 """Image files: frames and masks, and the panoptic PNG of KITTI-STEP."""
 
-import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data.io.files import whole
 from data.io.pixels import to_rgb
 from data.labels import MAX_ID, NUM_CLASSES, VOID, DataError
 
@@ -86,16 +86,6 @@ def write_panoptic(path: str | Path, semantic: np.ndarray, instance: np.ndarray)
 
 
 def write_image(path: str | Path, array: np.ndarray, **options: int) -> None:
-    """Write an image through a temporary file and a rename, so that a reader never sees half of it.
-
-    options: of Pillow's PNG writer.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # a fixed name: killed runs leave at most one file
-    try:
+    """Write a PNG, complete or not at all. options: of Pillow's writer."""
+    with whole(Path(path)) as temporary:
         Image.fromarray(array).save(temporary, format="PNG", compress_level=1, **options)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,6 @@ A video is a function of (split, seed): videos of one split are never those of a
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.io.files import whole
 from data.labels import (
     CAR,
     DEFAULT_SPACE,
@@ -181,20 +181,12 @@ def _complete(path: Path, shape: tuple[int, ...], kind: type) -> bool:
 
 
 def _cache_video(job: tuple[Path, StreetsConfig, int, str]) -> None:
-    """Render one video into its cache files, each written beside its place and renamed when it is whole."""
+    """Render one video into its cache files."""
     folder, config, seed, split = job
-    folder.mkdir(parents=True, exist_ok=True)
     video = [(f.image, f.semantic, f.instance.astype(np.uint16)) for f in render(config, seed, split)]
     for (path, _, kind), arrays in zip(_cache_files(folder, config, seed), zip(*video, strict=True), strict=True):
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, np.stack(arrays).astype(kind))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with whole(path, shared=True) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack(arrays).astype(kind))
 
 
 def _in_processes(function, jobs: list, workers: int | None, title: str) -> Iterator:

@@ -1,11 +1,11 @@
 """Streets as files, in the layout of KITTI-STEP or of Cityscapes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from data.io.files import whole
 from data.io.images import write_image, write_panoptic
 from data.labels import THINGS, TRAIN_TO_LABEL, DataError
 from data.streets.source import SPLITS, StreetsConfig, _in_processes, render, tracked_only
@@ -66,10 +66,8 @@ def _write_cityscapes_video(job) -> None:
         write_image(folder / "leftImg8bit" / split / "streets" / f"{stem}_leftImg8bit.png", frame.image)
         write_image(fine / f"{stem}_gtFine_instanceIds.png", ids.astype(np.uint16))
         write_image(fine / f"{stem}_gtFine_labelIds.png", TRAIN_TO_LABEL[frame.semantic])
-        parts.parent.mkdir(parents=True, exist_ok=True)
-        temporary = parts.with_name(f".{parts.name}.{os.getpid()}.part")
-        Image.fromarray(ids).save(temporary, format="TIFF", compression="tiff_adobe_deflate")
-        os.replace(temporary, parts)
+        with whole(parts) as temporary:
+            Image.fromarray(ids).save(temporary, format="TIFF", compression="tiff_adobe_deflate")
 
 
 def _write(function, target: Path, split: str, videos: int, frames: int, image_size, workers: int) -> None:

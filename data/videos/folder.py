@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
-from data.io.files import naming
+from data.io.files import naming, whole
 from data.labels import CLASSES_FILE, DEFAULT_SPACE, DataError, LabelSpace
 from data.videos.overlays import remove_overlays
 from data.videos.sequences import Sequence
@@ -113,11 +113,5 @@ def masks_of(lines: list[str]) -> list[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one and a rename."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with naming(path):
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path), whole(path) as temporary:
+        temporary.write_bytes(content)
