@@ -54,7 +54,7 @@ OPTIONS = {
 }
 
 # Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
-# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: the same,
+# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: it too,
 # with a ResNet's share of the learning rate; not yet trained. base: the released code's first stage of image
 # training, 800 epochs of Cityscapes' 2,975 images; its second is a command in docs/departures.md.
 RECIPE = {

@@ -53,7 +53,7 @@ OPTIONS = {
 }
 
 # Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
-# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: the same,
+# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: it too,
 # with a ResNet's share of the learning rate; not yet trained. base: the released code's training on KITTI-STEP
 # (docs/departures.md).
 RECIPE = {

@@ -13,8 +13,9 @@ from data.clips.augmentation import Augmentation
 from data.clips.clips import ClipFormat, Clips
 from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import Motion, view_moved
+from data.clips.paste import paste
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
-from data.clips.transforms import View, content_size, crop_view, draw_view, view_image, view_labels
+from data.clips.transforms import View, content_size, crop_view, draw_thing, draw_view, view_image, view_labels
 from data.labels import CAR, PERSON, VOID, DataError
 
 
@@ -56,6 +57,54 @@ def test_a_crop_with_a_focus_shows_it():
         view = draw_view(augment, (60, 128), (48, 96), rng, focus)
         for at, start, part in zip(focus, (view.top, view.left), (view.height, view.width), strict=True):
             assert -1e-9 <= start <= at <= start + part <= 1 + 1e-9
+
+
+def street_of_two():
+    """A person and a car with the same id, as Cityscapes counts them, and a crowd: image, semantic, instance."""
+    semantic, instance = np.zeros((48, 96), np.uint8), np.zeros((48, 96), np.int32)
+    for label, number, rows, columns in (
+        (PERSON, 1, (10, 30), (5, 15)),
+        (CAR, 1, (20, 40), (50, 80)),
+        (CAR, 0, (0, 8), (40, 90)),
+    ):
+        place = slice(*rows), slice(*columns)
+        semantic[place], instance[place] = label, number
+    return np.repeat(semantic[..., None] * 10, 3, axis=2), semantic, instance
+
+
+def test_things_of_two_classes_with_one_id_are_two():
+    _, semantic, instance = street_of_two()
+    areas = {int(draw_thing(semantic, instance, np.random.default_rng(n)).sum()) for n in range(20)}
+    assert areas == {200, 600}
+    assert draw_thing(np.zeros_like(semantic), instance, np.random.default_rng(0)) is None
+
+
+def test_pasted_things_are_whole_instances_of_one_class():
+    empty = np.zeros((48, 96, 3), np.uint8), np.zeros((48, 96), np.uint8), np.zeros((48, 96), np.int32)
+    seen = set()
+    for n in range(100):
+        image, semantic, instance = paste(empty, street_of_two(), np.random.default_rng(n))
+        assert not empty[1].any() and (image == semantic[..., None] * 10).all()
+        assert ((instance > 0) == (semantic > 0)).all()  # the crowd is not pasted
+        for number in np.unique(instance[instance > 0]):
+            mine = instance == number
+            (label,) = np.unique(semantic[mine])
+            assert mine.sum() <= {PERSON: 200, CAR: 600}[label]
+            seen.add((int(label), int(mine.sum())))
+    assert {(PERSON, 200), (CAR, 600)} <= seen
+
+
+def test_a_pasted_thing_is_hidden_by_nearer_ones_and_hides_those_behind():
+    """Nearer is what stands lower. The person stands on row 29, the car on row 39."""
+    street, other = street_of_two(), street_of_two()
+    other[1][:, 40:] = 0  # the person alone
+    for n in range(50):
+        _, semantic, instance = paste(street, other, np.random.default_rng(n))
+        assert (semantic[20:40, 50:80] == CAR).all() and (instance[20:40, 50:80] == 1).all()
+    street, other = street_of_two(), street_of_two()
+    street[1][:, 40:], other[1][:, :40] = 0, 0  # a person, and the car to be pasted
+    covered = [paste(street, other, np.random.default_rng(n)) for n in range(50)]
+    assert any((semantic[20:30, 5:15] == CAR).any() for _, semantic, _ in covered)
 
 
 def test_resizing_agrees_with_torchvision():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.clips.augmentation import Augmentation
-from data.clips.transforms import IS_THING, View, nearest, sample_grid
+from data.clips.transforms import IS_THING, View, instance_keys, nearest, sample_grid
 from data.labels import VOID
 
 
@@ -83,8 +83,7 @@ def _move_objects(
     semantic: np.ndarray, instance: np.ndarray, motion: Motion, frames: float, is_thing: np.ndarray
 ) -> None:
     """Shift and scale each object by its own velocity, in place. The uncovered pixels take the class beside them."""
-    key = np.where(is_thing[semantic], instance.astype(np.int64) * 256 + semantic, 0)
-    key[instance == 0] = 0
+    key = instance_keys(semantic, instance, is_thing)
     objects = []
     for k in np.unique(key[key > 0]):
         rows, columns = np.nonzero(key == k)

@@ -5,9 +5,8 @@ their size is right. Nearer things hide them.
 """
 
 import numpy as np
-from PIL import Image
 
-from data.clips.transforms import IS_THING
+from data.clips.transforms import IS_THING, View, instance_keys, view_image, view_labels
 
 MOST = 5  # things a frame
 LEAST = 0.0005  # of the frame's pixels; smaller things are not pasted
@@ -25,21 +24,16 @@ def paste(
     """
     image, semantic, instance = (a.copy() for a in frame)
     size = semantic.shape
-    images = [other[0], other[1], other[2]]
-    if other[1].shape != size:
-        images[0] = np.asarray(Image.fromarray(other[0]).resize(size[::-1], Image.Resampling.BILINEAR))
-        y, x = (np.arange(n) * m // n for n, m in zip(size, other[1].shape, strict=True))
-        images[1:] = (labels[np.ix_(y, x)] for labels in other[1:])
-    source, classes, ids = images
-    key = np.where(is_thing[classes], ids, 0)
+    source = view_image(other[0], size, View())
+    key = instance_keys(*(view_labels(labels, size, View()) for labels in other[1:]), is_thing)
     names, areas = np.unique(key[key > 0], return_counts=True)
     names = names[areas >= LEAST * key.size]
     generator.shuffle(names)
     unused = int(instance.max(initial=0)) + 1
-    feet = _feet(is_thing[semantic], instance)
+    feet = _feet(instance_keys(semantic, instance, is_thing))
     for number in names[: 1 + int(generator.integers(MOST))]:
         rows, columns = np.nonzero(key == number)
-        pixels, label = source[rows, columns], classes[rows[0], columns[0]]
+        pixels, label = source[rows, columns], number % 256
         if generator.random() < 0.5:
             columns = columns.min() + columns.max() - columns
         columns = columns + int(generator.integers(-columns.min() - np.ptp(columns) // 2, size[1] - columns.min()))
@@ -54,10 +48,12 @@ def paste(
     return image, semantic, instance
 
 
-def _feet(is_thing: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """For each pixel of a thing, the lowest row of its instance, else -1: int (H, W)."""
-    key = np.where(is_thing, instance, 0)
-    rows = np.broadcast_to(np.arange(key.shape[0])[:, None], key.shape)
-    lowest = np.full(int(key.max(initial=0)) + 1, -1)
-    np.maximum.at(lowest, key[key > 0], rows[key > 0])
-    return lowest[key]
+def _feet(key: np.ndarray) -> np.ndarray:
+    """For each pixel of an instance (`instance_keys`), the lowest row of it, else -1: int (H, W)."""
+    rows, columns = np.nonzero(key)
+    names, index = np.unique(key[rows, columns], return_inverse=True)
+    lowest = np.zeros(names.size, np.intp)
+    np.maximum.at(lowest, index, rows)
+    feet = np.full(key.shape, -1)
+    feet[rows, columns] = lowest[index]
+    return feet

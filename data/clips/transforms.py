@@ -74,14 +74,19 @@ def draw_view(
     return replace(view, flip=bool(generator.random() < augment.flip))
 
 
+def instance_keys(semantic: np.ndarray, instance: np.ndarray, is_thing: np.ndarray = IS_THING) -> np.ndarray:
+    """A number of its own for each instance, which is a (class, id) of a thing: id * 256 + class, int64 (H, W); 0 where
+    there is none. Classes count their ids apart, so a person and a car may both be 1."""
+    return np.where(is_thing[semantic] & (instance > 0), instance.astype(np.int64) * 256 + semantic, 0)
+
+
 def draw_thing(
     semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
 ) -> np.ndarray | None:
-    """The mask of one random thing with an id: bool (H, W); None if there is none."""
-    key = np.where(is_thing[semantic], instance, 0)
-    ids = np.unique(key)
-    ids = ids[ids > 0]
-    return key == generator.choice(ids) if ids.size else None
+    """The mask of one random instance: bool (H, W); None if there is none."""
+    key = instance_keys(semantic, instance, is_thing)
+    keys = np.unique(key[key > 0])
+    return key == generator.choice(keys) if keys.size else None
 
 
 def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
