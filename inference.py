@@ -43,6 +43,7 @@ with cli.imports():
     from data.videos.sequences import InputFrame, Sequence, prefetched
     from data.videos.video import is_stream
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
+    from model.checkpoint import LATEST
     from model.diffusion.samplers import SAMPLERS
     from model.stream.adopt import adopt
     from model.stream.state import Moment
@@ -149,10 +150,8 @@ def write_all(
     if args.checkpoint.stat().st_mtime_ns != version:
         raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
-        source = args.input_folder[0] if len(args.input_folder) == 1 else os.path.commonpath(args.input_folder)
-        note_run(
-            args.output_folder, source, args.checkpoint, [s.name for s in sequences], args.restart, predictor.space
-        )
+        names = [s.name for s in sequences]
+        note_run(args.output_folder, args.input_folder, args.checkpoint, names, args.restart, predictor.space)
     mine = share(sequences, processes.process_index, processes.num_processes)
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
@@ -205,7 +204,7 @@ def checkpoint_of(args, processes: PartialState) -> Path:
     if args.checkpoint is not None:
         if not args.checkpoint.exists():
             raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or leave --checkpoint out")
-        return args.checkpoint
+        return args.checkpoint / LATEST if args.checkpoint.is_dir() else args.checkpoint
     found = next((path for path in (TRAINED, SHIPPED) if path.exists()), None)
     if found is None:
         raise CheckpointError(f"there are no weights: neither {TRAINED} nor {SHIPPED}; name a file by --checkpoint")

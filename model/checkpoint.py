@@ -1,6 +1,6 @@
 """Checkpoints: atomic to write, tensors and plain values only, verified when read.
 
-A training checkpoint is a dict with `format`, `config` (of the model), `classes`, `weights` (the averaged ones, for
+A training checkpoint is a dict with `format`, `config` (of the model), `label_space`, `weights` (the averaged ones, for
 inference), `training` (step, raw weights, optimizer, ...). A file that holds weights only (as shipped or shared) lacks
 `training`: it can be an --init and can be inferred with, and is never resumed from.
 """

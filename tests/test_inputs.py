@@ -2,6 +2,7 @@
 
 import gc
 import http.server
+import json
 import os
 import shutil
 import struct
@@ -180,6 +181,18 @@ def test_what_is_left_out_is_told_at_the_end(weights, tmp_path, capfd):
     result = call(capfd, "inference", *command, *QUICK[:-1])  # but --quiet
     assert "left out: 1 named as labels or overlays" in result.out
     assert "1 .heic files, which need `pip install pillow-heif`" in result.out or (source / "a.heic").name in result.err
+
+
+def test_inputs_by_relative_and_absolute_paths_and_the_folder_of_a_training(weights, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        folder_of(tmp_path / name, ["0.png"])
+    (tmp_path / "run").mkdir()
+    shutil.copy(weights, tmp_path / "run/model-latest.pt")
+    result = infer(capfd, tmp_path / "run", Path("a"), tmp_path / "out", "--input_folder", "a", tmp_path / "b")
+    assert result.status == 0, result.message
+    assert list(masks(tmp_path / "out")) == ["a/0_panoptic.png", "b/0_panoptic.png"]
+    assert json.loads((tmp_path / "out/.inference/run.json").read_text())["input_folder"] == str(tmp_path)
 
 
 def test_a_shorter_film_of_the_same_name_leaves_no_mask_of_the_longer(weights, tmp_path, capfd):

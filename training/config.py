@@ -21,7 +21,7 @@ class TrainingConfig:
     backbone_lr: Annotated[float, "learning rate of the backbone, as a share of --lr; below 1 by AdamW"] = 1.0
     final_lr: Annotated[float, "learning rate at the end, as a share; linear in between"] = 0.1
     warmup: Annotated[int, "steps of linear warm-up"] = 500
-    weight_decay: Annotated[float, "of AdamW, on matrices and kernels"] = 0.05
+    weight_decay: Annotated[float, "on matrices and kernels"] = 0.05
     beta2: Annotated[float, "of AdamW"] = 0.999
     clip: Annotated[float, "largest norm of the gradient"] = 1.0
     ema_decay: Annotated[float, "largest decay of the averaged weights; they warm up to it"] = 0.999

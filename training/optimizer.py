@@ -11,7 +11,7 @@ from training.muon import Muon
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then linear decay to `final_lr` of it at the last step."""
+    """Linear warm-up, then linear decay, which reaches `final_lr` of it after the last step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)

@@ -13,6 +13,7 @@ from data.io.files import naming, whole
 from data.labels import CLASSES_FILE, DEFAULT_SPACE, DataError, LabelSpace
 from data.videos.overlays import remove_overlays
 from data.videos.sequences import Sequence
+from data.videos.video import is_stream
 
 STATE_FOLDER = ".inference"
 TRACKS = "tracks.jsonl"
@@ -20,7 +21,7 @@ TRACKS = "tracks.jsonl"
 
 def note_run(
     folder: Path,
-    inputs: str,
+    inputs: list[str],
     checkpoint: Path,
     names: list[str],
     restart: bool,
@@ -57,7 +58,9 @@ def note_run(
         remove_overlays(folder, name.strip(".") or "video")
         tracks_part(folder, name).unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    run = {"input_folder": inputs, "checkpoint": str(checkpoint), "sequences": names, "classes": bool(classes)}
+    files = [os.path.abspath(path) for path in inputs if not is_stream(path)]
+    source = os.path.commonpath(files) if files and len(inputs) > 1 else inputs[0]
+    run = {"input_folder": source, "checkpoint": str(checkpoint), "sequences": names, "classes": bool(classes)}
     write_whole(path, json.dumps(run).encode() + b"\n")
     if classes:
         write_whole(classes_path, classes.encode())

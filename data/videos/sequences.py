@@ -99,7 +99,7 @@ def _read_pages(path: Path) -> Iterator[np.ndarray]:
                 yield to_rgb(image)
     except DataError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(f"{path} cannot be read as an image ({error})") from None
 
 

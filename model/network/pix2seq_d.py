@@ -9,7 +9,7 @@ from model.network.unet import Condition, Grid, Modulation, TransUNet
 
 
 class Pix2SeqD(nn.Module):
-    """Encoder and denoiser. The network predicts; noise, scaling of time and loss are in model/diffusion/loss.py."""
+    """Encoder and denoiser. The network predicts; noise and loss are in model/diffusion/."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
