@@ -105,10 +105,10 @@ def speed(_: Path | None) -> dict[str, Any]:
         model = Pix2SeqD(config).eval().to(DEVICE, memory_format=torch.channels_last)
         image = torch.rand(1, 3, *config.image_size, device=DEVICE).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
-            condition = model.condition(model.encode(image), None)
+            condition = model.denoiser.condition(model.encode(image), None)
             given = torch.randn(1, config.bits, *config.mask_size, device=DEVICE), torch.ones(1, device=DEVICE)
             figures[f"{preset}: encoder, ms"] = 1000 * seconds(lambda m=model, i=image: m.encode(i))
-            figures[f"{preset}: step, ms"] = 1000 * seconds(lambda m=model, g=given, c=condition: m.predict(*g, c))
+            figures[f"{preset}: step, ms"] = 1000 * seconds(lambda m=model, g=given, c=condition: m.denoiser(*g, c))
         figures |= training_speed(preset, model, rate)
     return figures
 

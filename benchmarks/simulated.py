@@ -80,7 +80,7 @@ def frame(model: Pix2SeqD, steps: int, ready: bool = False) -> Tensor:
     history = torch.zeros(1, len(c.history_offsets) * c.bits, *c.mask_size)
     x = torch.randn(1, c.bits, *c.mask_size).contiguous(memory_format=torch.channels_last)
     history = history.contiguous(memory_format=torch.channels_last)
-    condition = model.condition(model.encode(image), history)
+    condition = model.denoiser.condition(model.encode(image), history)
     return sample(model, "ddim", condition, x, sampling_times(steps), lambda: torch.randn_like(x))
 
 

@@ -157,7 +157,7 @@ def test_a_second_look_undoes_what_the_history_merged(steps):
     image = torch.zeros(1, 3, *CONFIG.image_size)
     with torch.inference_mode():
         nothing = torch.zeros(1, CONFIG.bits * len(CONFIG.history_offsets), H, W)
-        blank = model.condition(model.encode(image, (H, W)), nothing)
+        blank = model.denoiser.condition(model.encode(image, (H, W)), nothing)
     ids = {}
     for history_steps, later in ((steps, [steps]), (1, [1, steps - 1]), (0, [steps])):
         given.clear()

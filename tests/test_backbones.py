@@ -11,7 +11,7 @@ from running import call
 from serving import BODY, SHA
 from small import FLAGS
 
-from model import CheckpointError
+from model import CheckpointError, ModelConfig
 from model.backbone_weights import FILES, backbone_file
 from model.network.backbones import load_backbone
 from model.network.encoder import ImageEncoder
@@ -37,7 +37,12 @@ def served(serve, tmp_path, monkeypatch):
 
 
 def encoder_of(backbone):
-    return ImageEncoder(backbone, "frozen_batch", dim=16, depth=0, heads=1, map_channels=8, map_stride=8)
+    return ImageEncoder(
+        ModelConfig(
+            image_size=(64, 64), mask_size=(8, 8), backbone=backbone, backbone_norm="frozen_batch", encoder_dim=16,
+            encoder_depth=0, encoder_heads=1, map_channels=8,
+        )
+    )  # fmt: skip
 
 
 def test_weights_are_fetched_once(served, tmp_path):

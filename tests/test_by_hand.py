@@ -200,15 +200,15 @@ def test_a_step_of_ddim_and_of_ddpm():
 @torch.inference_mode()
 def test_classes_are_averaged_over_the_steps_and_each_step_knows_its_time():
     model = lively_model()
-    condition = model.condition(model.encode(torch.rand(1, 3, *CONFIG.image_size)), None)
+    condition = model.denoiser.condition(model.encode(torch.rand(1, 3, *CONFIG.image_size)), None)
     x, seen, times = torch.randn(1, CONFIG.bits, *CONFIG.mask_size), [], []
-    modulation = model.modulation
-    model.modulation = lambda t: times.extend(t.tolist()) or modulation(t)
+    modulation = model.denoiser.modulation
+    model.denoiser.modulation = lambda t: times.extend(t.tolist()) or modulation(t)
     given = (model, "ddim", condition, x, sampling_times(3), None)
     output = sample(*given, average_classes=True, callback=lambda now, x, output: seen.append((now, x, output.clone())))
     assert times == pytest.approx([1, 2 / 3, 1 / 3]) and [now for now, *_ in seen] == pytest.approx(times)
     assert torch.allclose(output[:, :20], torch.stack([o for *_, o in seen])[:, :, :20].mean(dim=0), atol=1e-5)
-    alone = model.predict(seen[2][1], torch.tensor([1 / 3]), condition)
+    alone = model.denoiser(seen[2][1], torch.tensor([1 / 3]), condition)
     assert torch.allclose(output[:, 20:], alone[:, 20:], atol=1e-4)
     assert torch.allclose(seen[1][1], ddim_step(x, estimate(CONFIG, seen[0][2]), 1.0, 2 / 3), atol=1e-5)
 
@@ -410,8 +410,8 @@ def test_the_stream_visits_the_times_of_its_settings():
     model, visited, pasts, noises = lively_model(), [], [], []
     config = StreamConfig(first_steps=4, steps=3, history_steps=1, time_difference=0.2, min_area=1)
     predictor = VideoPredictor(model, config, "cpu", "no")
-    condition = model.condition
-    model.condition = lambda features, past: pasts.append(past is not None) or condition(features, past)
+    condition = model.denoiser.condition
+    model.denoiser.condition = lambda features, past: pasts.append(past is not None) or condition(features, past)
 
     def watched(model, sampler, condition, x, times, *rest):
         visited.append(list(times))

@@ -224,8 +224,8 @@ def test_weights_do_not_depend_on_the_size():
     model = Pix2SeqD(CONFIG).eval()
     for size, mask in (((32, 64), (16, 32)), ((48, 80), (24, 40)), ((40, 70), (20, 35)), ((33, 65), (17, 33))):
         features = model.encode(torch.rand(1, 3, *size), mask)
-        condition = model.condition(features, torch.zeros(1, 2 * CONFIG.bits, *mask))
-        output = model.predict(torch.randn(1, CONFIG.bits, *mask), torch.ones(1), condition)
+        condition = model.denoiser.condition(features, torch.zeros(1, 2 * CONFIG.bits, *mask))
+        output = model.denoiser(torch.randn(1, CONFIG.bits, *mask), torch.ones(1), condition)
         assert output.shape == (1, sum(CONFIG.code_sizes), *mask) and output.isfinite().all()
 
 
@@ -280,11 +280,13 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
     draws = draw(0, range(2), model, config.mask_size, "cpu")
     with torch.no_grad():
-        condition = model.condition(model.encode(batch["image"]), torch.zeros(2, 2 * config.bits, *config.mask_size))
-        whole = model.predict(draws.noise, draws.t, condition)
+        condition = model.denoiser.condition(
+            model.encode(batch["image"]), torch.zeros(2, 2 * config.bits, *config.mask_size)
+        )
+        whole = model.denoiser(draws.noise, draws.t, condition)
         for top in range(stride):
             for left in range(stride):
-                part = model.predict(draws.noise, draws.t, condition, grid=(stride, top, left))
+                part = model.denoiser(draws.noise, draws.t, condition, grid=(stride, top, left))
                 torch.testing.assert_close(part, whole[..., top::stride, left::stride])
         parts = [
             training_loss(model, config, LossConfig(instance_weight=0.0, loss_stride=stride), batch, draws, step)[0]
@@ -318,7 +320,7 @@ def test_detail_reaches_the_answer_of_its_own_pixel():
         other = features.detail.clone()
         other[..., 5, 9] += 1
         first, second = (
-            model.predict(x, torch.ones(1), model.condition(features._replace(detail=d), history))
+            model.denoiser(x, torch.ones(1), model.denoiser.condition(features._replace(detail=d), history))
             for d in (features.detail, other)
         )
     changed = (first - second).abs().amax(dim=1)[0] > 0
@@ -370,6 +372,6 @@ def test_a_located_network_knows_where_a_position_is(patch):
     with torch.no_grad():
         features = model.encode(torch.zeros(1, 3, *CONFIG.image_size))
         flat = features._replace(map=torch.zeros_like(features.map))
-        first = model.condition(flat, history).first[0]
+        first = model.denoiser.condition(flat, history).first[0]
     assert not torch.allclose(first[:, 0, 0], first[:, 0, -1], atol=1e-3)
     assert not torch.allclose(first[:, 0, 0], first[:, -1, 0], atol=1e-3)

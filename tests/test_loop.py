@@ -44,7 +44,7 @@ def drawn(seed, like):
 def test_averaged_classes_are_the_mean_of_all_steps_and_slots_those_of_the_last():
     model = lively_model()
     image, history, x = frame(model.config)
-    condition, times = model.condition(model.encode(image), history), sampling_times(3, 0.5)
+    condition, times = model.denoiser.condition(model.encode(image), history), sampling_times(3, 0.5)
     outputs = []
     last = sample(
         model, "ddim", condition, x, times, drawn(1, x), callback=lambda *step: outputs.append(step[2].clone())
@@ -60,7 +60,7 @@ def test_averaged_classes_are_the_mean_of_all_steps_and_slots_those_of_the_last(
 def test_the_callback_sees_each_step():
     model = lively_model()
     image, history, x = frame(model.config)
-    condition, times, seen = model.condition(model.encode(image), history), sampling_times(3), []
+    condition, times, seen = model.denoiser.condition(model.encode(image), history), sampling_times(3), []
     last = sample(model, "ddim", condition, x, times, drawn(1, x), callback=lambda *step: seen.append(step))
     assert [now for now, *_ in seen] == [now for now, _ in times]
     assert torch.equal(seen[0][1], x) and torch.equal(seen[-1][2], last)
@@ -83,7 +83,7 @@ def test_the_loop_never_asks_for_a_value(variant, sampler):
     """On the meta device tensors have no values: whatever would wait for one raises."""
     model = lively_model(config=dataclasses.replace(CONFIG, **VARIANTS[variant])).to("meta")
     image, history, x = frame(model.config, device="meta")
-    condition = model.condition(model.encode(image), history)
+    condition = model.denoiser.condition(model.encode(image), history)
     with OnOneDevice():
         output = sample(model, sampler, condition, x, sampling_times(3), lambda: torch.randn_like(x))
     assert output.device.type == "meta" and output.shape[-2:] == x.shape[-2:]
@@ -115,7 +115,7 @@ def test_a_graph_reads_each_frames_inputs(sampler):
     model, graphed = lively_model(), GraphedSampling(stand_in)
     for seed, videos, steps in ((0, 2, 3), (1, 2, 3), (2, 1, 3), (3, 2, 1), (4, 2, 3)):
         image, history, x = frame(model.config, videos, seed)
-        condition, times = model.condition(model.encode(image), history), sampling_times(steps)
+        condition, times = model.denoiser.condition(model.encode(image), history), sampling_times(steps)
         expected = sample(model, sampler, condition, x, times, drawn(seed, x))
         assert torch.equal(graphed(model, sampler, condition, x, times, drawn(seed, x)), expected)
     assert len(graphed.graphs) == 3  # two videos or one, three steps or one
@@ -125,7 +125,7 @@ def test_a_graph_reads_each_frames_inputs(sampler):
 def test_graphs_are_given_up_when_there_are_too_many():
     model, graphed = lively_model(), GraphedSampling(stand_in)
     image, history, x = frame(model.config, 1)
-    condition = model.condition(model.encode(image), history)
+    condition = model.denoiser.condition(model.encode(image), history)
     for steps in range(1, MOST_GRAPHS + 2):
         graphed(model, "ddim", condition, x, sampling_times(steps), None)
     assert len(graphed.graphs) == MOST_GRAPHS
@@ -184,9 +184,12 @@ def test_no_history_is_one_of_zeros(variant):
     model = lively_model(config=dataclasses.replace(CONFIG, **VARIANTS[variant]))
     image, history, _ = frame(model.config)
     features = model.encode(image)
-    without, zeros = model.condition(features, None), model.condition(features, torch.zeros_like(history))
+    without, zeros = (
+        model.denoiser.condition(features, None),
+        model.denoiser.condition(features, torch.zeros_like(history)),
+    )
     torch.testing.assert_close(without, zeros)
-    assert (model.condition(features, history + 1).first - zeros.first).abs().max() > 0.1
+    assert (model.denoiser.condition(features, history + 1).first - zeros.first).abs().max() > 0.1
 
 
 @torch.inference_mode()
@@ -226,7 +229,7 @@ def answers(variant):
     image, history, x = frame(model.config)
 
     def answer():
-        condition = model.condition(model.encode(image), history)
+        condition = model.denoiser.condition(model.encode(image), history)
         return sample(model, "ddim", condition, x, sampling_times(4), drawn(1, x)).numpy()
 
     plain = answer()

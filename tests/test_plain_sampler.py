@@ -113,7 +113,7 @@ def test_the_sampling_loop_equals_the_plain_sampler(variant, sampler):
 
     with torch.inference_mode():
         expected = plain_sampling(model, image, history, x, times, sampler, fresh())
-        condition = model.condition(model.encode(image), history)
+        condition = model.denoiser.condition(model.encode(image), history)
         output = sample(model, sampler, condition, x, times, fresh())
     size = expected.abs().max()
     assert expected.std() > 0.1

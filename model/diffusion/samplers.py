@@ -56,10 +56,10 @@ def sample(
     steps'; callback(now, x, output): called after each step. No step is spent on moving to time 0, and nothing waits
     for the device.
     """
-    modulation = model.modulation(torch.cat([torch.full((1,), now, device=x.device) for now, _ in times]))
+    modulation = model.denoiser.modulation(torch.cat([torch.full((1,), now, device=x.device) for now, _ in times]))
     total = None
     for k, (now, then) in enumerate(times):
-        output = model.predict(x, modulation.at(k), condition)
+        output = model.denoiser(x, modulation.at(k), condition)
         if callback is not None:
             callback(now, x, output)
         if average_classes and len(times) > 1:

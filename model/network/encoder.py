@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.network.backbones import STRIDES, build_backbone
+from model.network.config import ModelConfig
 from model.network.dropout import dropped
 from model.network.layers import (
     TransformerLayer,
@@ -41,45 +42,35 @@ class ImageEncoder(nn.Module):
     recompute = False  # gradient checkpointing
     relative_places = False  # of the tokens: `position_encoding`
 
-    def __init__(
-        self,
-        backbone: str,
-        norm: str,
-        dim: int,
-        depth: int,
-        heads: int,
-        map_channels: int,
-        map_stride: float,
-        detail: int = 0,
-        dropout: float = 0.0,
-    ):
-        """map_channels, map_stride: channels of the map for the denoiser, and image pixels from one position of it to
-        the next; detail: channels of the features at mask size, 0 for none."""
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        self.dropout = dropout
+        self.dropout = c.dropout
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
-        self.stem, self.pool, self.stages, channels = build_backbone(backbone, norm)
-        self.to_tokens = nn.Conv2d(channels[-1], dim, 1)
+        self.stem, self.pool, self.stages, channels = build_backbone(c.backbone, c.backbone_norm)
+        self.to_tokens = nn.Conv2d(channels[-1], c.encoder_dim, 1)
         self.stem_norm = nn.Identity()
-        self.transformer = nn.ModuleList(TransformerLayer(dim, heads, dropout=dropout) for _ in range(depth))
-        self.token_norm = nn.LayerNorm(dim)
-        self.build_pyramid((*channels[:-1], dim), map_channels, map_stride, detail)
+        layers = (TransformerLayer(c.encoder_dim, c.encoder_heads, dropout=c.dropout) for _ in range(c.encoder_depth))
+        self.transformer = nn.ModuleList(layers)
+        self.token_norm = nn.LayerNorm(c.encoder_dim)
+        self.build_pyramid((*channels[:-1], c.encoder_dim), c)
 
-    def build_pyramid(self, channels: tuple[int, ...], map_channels: int, map_stride: float, detail: int) -> None:
+    def build_pyramid(self, channels: tuple[int, ...], c: ModelConfig) -> None:
         """Down to the finest level that is not coarser than the map, and with a detail to the stem. channels: of the
         levels at STRIDES."""
-        self.map_level = max((n for n, stride in enumerate(STRIDES) if stride <= map_stride), default=0)
-        finest = min(1, self.map_level) if detail else self.map_level
+        self.map_level = max((n for n, stride in enumerate(STRIDES) if stride <= c.map_stride), default=0)
+        finest = min(1, self.map_level) if c.detail else self.map_level
+        out = c.map_channels
         self.lateral = nn.ModuleDict(
-            {str(n): nn.Conv2d(c, map_channels, 1) for n, c in enumerate(channels) if n >= finest}
+            {str(n): nn.Conv2d(width, out, 1) for n, width in enumerate(channels) if n >= finest}
         )
-        self.merge = nn.Sequential(conv3x3(map_channels, map_channels), group_norm(map_channels), nn.SiLU())
+        self.merge = nn.Sequential(conv3x3(out, out), group_norm(out), nn.SiLU())
         self.detail = None
-        if detail:
-            self.detail_stem = nn.Conv2d(channels[0], detail, 1)
-            self.detail_map = nn.Conv2d(map_channels, detail, 1)
-            self.detail = nn.Sequential(group_norm(detail), nn.SiLU(), zero_init(conv3x3(detail, detail)))
+        if c.detail:
+            dim = c.pixel_dim
+            self.detail_stem = nn.Conv2d(channels[0], dim, 1)
+            self.detail_map = nn.Conv2d(out, dim, 1)
+            self.detail = nn.Sequential(group_norm(dim), nn.SiLU(), zero_init(conv3x3(dim, dim)))
 
     def forward(
         self,

@@ -7,7 +7,6 @@ up to 32 groups of four channels or more. The answer is a 1x1 convolution. The t
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from model.diffusion.schedule import gamma
 from model.network.backbones import STRIDES
+from model.network.config import ModelConfig
 from model.network.encoder import ImageEncoder
 from model.network.layers import (
     ResidualBlock,
@@ -73,9 +73,9 @@ class PublishedEncoder(ImageEncoder):
 
     relative_places = True
 
-    def build_pyramid(self, channels: tuple[int, ...], map_channels: int, map_stride: float, detail: int) -> None:
+    def build_pyramid(self, channels: tuple[int, ...], c: ModelConfig) -> None:
         self.stem_norm = nn.LayerNorm(channels[-1])
-        self.pyramid = Pyramid(channels[1:], map_channels, map_stride)
+        self.pyramid = Pyramid(channels[1:], c.map_channels, c.map_stride)
 
     def merged(
         self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int] | None
@@ -86,28 +86,15 @@ class PublishedEncoder(ImageEncoder):
 class PublishedUNet(TransUNet):
     """With the `condition` of a TransUNet, and the same inputs and outputs."""
 
-    def __init__(
-        self,
-        bits: int,
-        out_channels: int,
-        history_masks: int,
-        map_channels: int,
-        context_dim: int,
-        dim: int,
-        multipliers: Sequence[int],
-        depth: int,
-        transformer_dim: int,
-        heads: int,
-        **_: object,
-    ):
-        """As a TransUNet's."""
+    def __init__(self, c: ModelConfig):
         nn.Module.__init__(self)
+        bits, history_bits, dim, inner = c.bits, c.bits * len(c.history_offsets), c.dim, c.transformer_dim
         self.patch, self.conv_place, self.pixel_place = 1, None, None
-        time_dim, widths = 4 * dim, [dim * m for m in multipliers]
+        time_dim, widths = 4 * dim, [dim * m for m in c.multipliers]
         self.time = TimeEmbedding(time_dim, waves=dim, factor=TIME_FACTOR)
         self.conv_in = nn.Conv2d(bits, dim, 1)
-        self.conv_image = nn.Conv2d(map_channels, dim, 1, bias=False)
-        self.conv_history = nn.Conv2d(bits * history_masks, dim, 1, bias=False) if history_masks else None
+        self.conv_image = nn.Conv2d(c.map_channels, dim, 1, bias=False)
+        self.conv_history = nn.Conv2d(history_bits, dim, 1, bias=False) if history_bits else None
         self.norm_in = group_norm(dim, SMALLEST_GROUP)
 
         def block(into: int, out: int) -> ResidualBlock:
@@ -125,15 +112,16 @@ class PublishedUNet(TransUNet):
             channels = width
 
         self.norm_tokens = group_norm(channels, SMALLEST_GROUP)
-        self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
-        self.time_token = nn.Linear(time_dim, transformer_dim)
-        self.transformer = nn.ModuleList(TransformerLayer(transformer_dim, heads, context_dim) for _ in range(depth))
-        self.norm_map = group_norm(transformer_dim, SMALLEST_GROUP)
-        self.from_tokens = nn.Conv2d(transformer_dim, transformer_dim, 1)
+        self.to_tokens = nn.Conv2d(channels, inner, 1)
+        self.time_token = nn.Linear(time_dim, inner)
+        layers = (TransformerLayer(inner, c.transformer_heads, c.encoder_dim) for _ in range(c.denoiser_depth))
+        self.transformer = nn.ModuleList(layers)
+        self.norm_map = group_norm(inner, SMALLEST_GROUP)
+        self.from_tokens = nn.Conv2d(inner, inner, 1)
 
         # Up: two blocks, each with a skip, then upsampling and a convolution but on the highest level
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
-        channels = transformer_dim
+        channels = inner
         for i, width in reversed(list(enumerate(widths))):
             blocks = [block(channels + skips.pop(), width), block(width + skips.pop(), width)]
             self.up.append(nn.ModuleList(blocks))
@@ -141,7 +129,7 @@ class PublishedUNet(TransUNet):
                 self.upsample.append(conv3x3(width, width))
             channels = width
         self.norm_out = group_norm(dim, SMALLEST_GROUP)
-        self.conv_out = zero_init(nn.Conv2d(dim, out_channels, 1))
+        self.conv_out = zero_init(nn.Conv2d(dim, sum(c.code_sizes), 1))
 
     def modulation(self, t: Tensor) -> Modulation:
         return super().modulation(gamma(t))

@@ -6,7 +6,6 @@ alone - their part of the first convolution, the keys and values of cross-attent
 depends on the time alone for all steps together.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.network.config import ModelConfig
 from model.network.encoder import Features
 from model.network.layers import (
     COORDINATES,
@@ -60,41 +60,22 @@ Grid = tuple[int, int, int]  # (n, top, left): every n-th row and column of a ma
 class TransUNet(nn.Module):
     recompute = False  # gradient checkpointing
 
-    def __init__(
-        self,
-        bits: int,
-        out_channels: int,
-        history_masks: int,
-        map_channels: int,
-        context_dim: int,
-        dim: int,
-        multipliers: Sequence[int],
-        depth: int,
-        transformer_dim: int,
-        heads: int,
-        patch: int = 1,
-        pixel_dim: int = 32,
-        located: bool = False,
-    ):
-        """bits: analog bits of one mask; history_masks: how many past masks are input; map_channels: of the image's
-        features; patch: side of the square of mask pixels that one position of the network stands for; pixel_dim:
-        channels of each of these before its answer; located: whether positions and mask pixels know where they are in
-        the picture."""
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        time_dim = 4 * dim
-        widths = [dim * m for m in multipliers]
-        self.patch = patch
+        dim, time_dim, widths = c.dim, 4 * c.dim, [c.dim * m for m in c.multipliers]
+        self.patch, out_channels = c.patch, sum(c.code_sizes)
+        bits, history_bits = (masks * c.bits * c.patch**2 for masks in (1, len(c.history_offsets)))
         self.time = TimeEmbedding(time_dim)
         # The first convolution is 1x1 over bits, history and image together, as published; its parts are added.
-        self.conv_in = nn.Conv2d(bits * patch**2, dim, 1)
-        self.conv_image = nn.Conv2d(map_channels, dim, 1)
-        self.conv_history = nn.Conv2d(bits * history_masks * patch**2, dim, 1, bias=False) if history_masks else None
+        self.conv_in = nn.Conv2d(bits, dim, 1)
+        self.conv_image = nn.Conv2d(c.map_channels, dim, 1)
+        self.conv_history = nn.Conv2d(history_bits, dim, 1, bias=False) if history_bits else None
 
         self.conv_place = self.pixel_place = None
-        if located:
+        if c.located:
             self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
-            if patch > 1:
-                self.pixel_place = nn.Conv2d(COORDINATES, pixel_dim, 1, bias=False)
+            if c.patch > 1:
+                self.pixel_place = nn.Conv2d(COORDINATES, c.pixel_dim, 1, bias=False)
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -105,10 +86,12 @@ class TransUNet(nn.Module):
             self.downsample.append(nn.Identity() if last else conv3x3(width, width, stride=2))
             channels = width
 
-        self.to_tokens = nn.Conv2d(channels, transformer_dim, 1)
-        self.time_token = nn.Linear(time_dim, transformer_dim)
-        self.transformer = nn.ModuleList(TransformerLayer(transformer_dim, heads, context_dim) for _ in range(depth))
-        self.from_tokens = zero_init(nn.Conv2d(transformer_dim, channels, 1))
+        tokens = c.transformer_dim
+        self.to_tokens = nn.Conv2d(channels, tokens, 1)
+        self.time_token = nn.Linear(time_dim, tokens)
+        layers = (TransformerLayer(tokens, c.transformer_heads, c.encoder_dim) for _ in range(c.denoiser_depth))
+        self.transformer = nn.ModuleList(layers)
+        self.from_tokens = zero_init(nn.Conv2d(tokens, channels, 1))
 
         self.up = nn.ModuleList()
         for width in reversed(widths):
@@ -116,9 +99,9 @@ class TransUNet(nn.Module):
             self.up.append(nn.ModuleList(blocks))
             channels = width
         self.norm_out = group_norm(dim)
-        if patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
-            self.conv_patch = nn.Conv2d(dim, pixel_dim * patch**2, 1)
-            self.conv_out = nn.Conv2d(pixel_dim, out_channels, 1)
+        if c.patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
+            self.conv_patch = nn.Conv2d(dim, c.pixel_dim * c.patch**2, 1)
+            self.conv_out = nn.Conv2d(c.pixel_dim, out_channels, 1)
         else:
             self.conv_out = zero_init(conv3x3(dim, out_channels))
 

@@ -109,7 +109,7 @@ def see(
             drawn = torch.stack([torch.randn(c.bits, *mask_size, generator=g, device=device) for g in generators])
             return drawn.contiguous(memory_format=torch.channels_last)  # as the estimates are: a DDIM step 4 x as fast
 
-        condition, times = model.condition(features, history), sampling_times(steps, config.time_difference)
+        condition, times = model.denoiser.condition(features, history), sampling_times(steps, config.time_difference)
         given = (model, config.sampler, condition, noise(), times, noise, config.average_classes)
         if callback is None:
             return sampling(*given)
