@@ -29,12 +29,12 @@ with cli.imports():
     from torch.nn import functional as F
     from tqdm import tqdm
 
+    from data.io.pixels import nearest
     from data.labels import CLASS_NAMES
     from data.sets.frames import FrameSource
     from data.sets.registry import DATASETS
     from metrics import Evaluation
     from model import VideoPredictor
-    from model.stream.resize import nearest
 
 OPTIONS = {
     "what": [

@@ -10,11 +10,11 @@ from PIL import Image
 from small import CONFIG, lively_model, stream_step
 
 from data.clips import transforms
+from data.io.pixels import nearest
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
 from model.stream.adopt import adopt
 from model.stream.answer import candidates, decide, merged, slot_masses, through_mask
-from model.stream.resize import nearest
 from model.stream.state import StreamState
 from model.stream.step import _history
 from model.stream.tracks import advance

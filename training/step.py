@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from model.diffusion.draws import draw
@@ -56,7 +55,7 @@ def optimizer_step(
         mask_size = batch["semantic"].shape[-2:]
         draws = draw(config.seed, batches.numbers(run.step, piece), run.model, mask_size, accelerator.device)
         sync = piece == config.accumulate - 1
-        with torch.enable_grad(), _no_sync(accelerator, wrapped, not sync):
+        with torch.enable_grad(), contextlib.nullcontext() if sync else accelerator.no_sync(wrapped):
             with accelerator.autocast():
                 loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws, run.step)
             accelerator.backward(loss / config.accumulate)
@@ -78,10 +77,6 @@ def optimizer_step(
     run.optimizer.zero_grad(set_to_none=True)
     run.step, run.whole = run.step + 1, True
     return values, stopping
-
-
-def _no_sync(accelerator: Accelerator, model: nn.Module, skip: bool):
-    return accelerator.no_sync(model) if skip else contextlib.nullcontext()
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

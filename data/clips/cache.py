@@ -2,19 +2,17 @@
 
 import contextlib
 import hashlib
-import inspect
 import math
 import shutil
-from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data.clips.transforms import View, view_image, view_labels
+from data.clips.transforms import View, view_image
 from data.io.files import whole
-from data.io.pixels import area_scale
+from data.io.pixels import area_scale, nearest
 from data.labels import MAX_ID, DataError
 from data.sets.frames import FrameSource
 
@@ -78,7 +76,7 @@ class Cached:
         if instance.max(initial=0) > MAX_ID:
             raise DataError(f"frame {self.frames[i]} holds the id {instance.max()}, ids are 0..{MAX_ID}")
         size = self._size(semantic.shape)
-        semantic, instance = (view_labels(labels, size, View()) for labels in (semantic, instance.astype(np.uint16)))
+        semantic, instance = (nearest(labels, size) for labels in (semantic, instance.astype(np.uint16)))
         made = {"image": view_image(image, size, View()), "semantic": semantic, "instance": instance}
         with contextlib.suppress(OSError, SafetensorError), whole(self._path(i), shared=True) as temporary:
             save_file(made, temporary)
@@ -106,7 +104,7 @@ def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margi
 
 
 def source_key(source: FrameSource, *settings) -> str:
-    """A hash of a data set (its files; without files its code) and of settings."""
+    """A hash of a data set's files and of settings."""
     digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
     for frame in source.frames:
         entry = [frame.sequence, frame.number]
@@ -115,10 +113,4 @@ def source_key(source: FrameSource, *settings) -> str:
                 status = path.stat()
                 entry += [str(path), status.st_size, status.st_mtime_ns]
         digest.update(repr(entry).encode())
-    if any(frame.image is None for frame in source.frames):
-        plain = {k: v for k, v in vars(source).items() if isinstance(v, int | float | str | tuple) or is_dataclass(v)}
-        digest.update(repr(sorted(plain.items())).encode())
-        code = Path(inspect.getfile(type(source)))
-        for path in sorted(code.parent.glob("*.py")):  # the module and its parts
-            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

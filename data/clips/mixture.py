@@ -3,6 +3,7 @@
 Nothing here has a state. So a resumed run sees the same samples, with any number of workers and processes.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -46,7 +47,6 @@ class TrainingStream(Dataset):
         self.lengths = lengths.tolist()
         self.quotas = _quotas(weight, int(lengths[weight > 0].sum()))
         self.epoch_length = sum(self.quotas)
-        self._permutations: dict[tuple, np.ndarray] = {}
         self._named: set[str] = set()
 
     def __len__(self) -> int:
@@ -55,11 +55,11 @@ class TrainingStream(Dataset):
     def locate(self, n: int) -> tuple[int, int]:
         """Sample n as (number of the data set, frame in it)."""
         epoch, position = divmod(n, self.epoch_length)
-        place = int(self._permutation((_ORDER, epoch), self.epoch_length)[position])
+        place = int(_permutation(self.epoch_length, self.seed, _ORDER, epoch)[position])
         for d, quota in enumerate(self.quotas):
             if place < quota:
                 turn, k = divmod(epoch * quota + place, self.lengths[d])
-                return d, int(self._permutation((_PERMUTATION, d, turn), self.lengths[d])[k])
+                return d, int(_permutation(self.lengths[d], self.seed, _PERMUTATION, d, turn)[k])
             place -= quota
         raise AssertionError("unreachable: the quotas add up to the epoch")
 
@@ -88,12 +88,10 @@ class TrainingStream(Dataset):
             self._named.add(message)
             print(f"skipped: {message}", file=sys.stderr, flush=True)
 
-    def _permutation(self, key: tuple, length: int) -> np.ndarray:
-        if key not in self._permutations:
-            if len(self._permutations) >= 64:  # a loader goes through epochs in order: the oldest is done
-                del self._permutations[next(iter(self._permutations))]
-            self._permutations[key] = np.random.default_rng([self.seed, *key]).permutation(length)
-        return self._permutations[key]
+
+@functools.lru_cache(64)  # a loader goes through epochs in order
+def _permutation(length: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(length)
 
 
 def _quotas(weight: np.ndarray, total: int) -> list[int]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.clips.augmentation import Augmentation
-from data.clips.transforms import IS_THING, View, instance_keys, nearest, sample_grid
+from data.clips.transforms import IS_THING, View, instance_keys, pixel_at, sample_grid
+from data.io.pixels import nearest
 from data.labels import VOID
 
 
@@ -57,7 +58,7 @@ def view_moved(
     dx = x[None, :] - fw / 2 - motion.shift[1] * frames * fw
     rows, columns = np.floor(cos * dy - sin * dx + fh / 2), np.floor(sin * dy + cos * dx + fw / 2)
     inside = (rows >= 0) & (rows < fh) & (columns >= 0) & (columns < fw)
-    flat = (nearest(rows, fh) * fw + nearest(columns, fw)).ravel()
+    flat = (pixel_at(rows, fh) * fw + pixel_at(columns, fw)).ravel()
     moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
     moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
     if motion.object_shift > 0 or motion.object_growth > 0:
@@ -118,9 +119,7 @@ def _moved_pixels(
     mask[rows - top, columns - left] = True
     foot, middle = rows.max() + 1 + shift[0], left + mask.shape[1] / 2 + shift[1]
     height, width = (max(1, round(n * scale)) for n in mask.shape)
-    y = np.minimum(((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp), mask.shape[0] - 1)
-    x = np.minimum(((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp), mask.shape[1] - 1)
-    y, x = np.nonzero(mask[np.ix_(y, x)])
+    y, x = np.nonzero(nearest(mask, (height, width)))
     y, x = y + round(foot - height), x + round(middle - width / 2)
     inside = (y >= 0) & (y < size[0]) & (x >= 0) & (x < size[1])
     return y[inside], x[inside]

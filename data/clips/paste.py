@@ -6,7 +6,8 @@ their size is right. Nearer things hide them.
 
 import numpy as np
 
-from data.clips.transforms import IS_THING, View, instance_keys, view_image, view_labels
+from data.clips.transforms import IS_THING, View, instance_keys, view_image
+from data.io.pixels import nearest
 
 MOST = 5  # things a frame
 LEAST = 0.0005  # of the frame's pixels; smaller things are not pasted
@@ -25,7 +26,7 @@ def paste(
     image, semantic, instance = (a.copy() for a in frame)
     size = semantic.shape
     source = view_image(other[0], size, View())
-    key = instance_keys(*(view_labels(labels, size, View()) for labels in other[1:]), is_thing)
+    key = instance_keys(*(nearest(labels, size) for labels in other[1:]), is_thing)
     names, areas = np.unique(key[key > 0], return_counts=True)
     names = names[areas >= LEAST * key.size]
     generator.shuffle(names)

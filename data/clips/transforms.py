@@ -100,7 +100,7 @@ def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) 
     return y, x[::-1] if view.flip else x
 
 
-def nearest(position: np.ndarray, count: int) -> np.ndarray:
+def pixel_at(position: np.ndarray, count: int) -> np.ndarray:
     # With the small constant, a centre on the edge between two pixels does not depend on rounding errors.
     return np.clip((position + 1e-6).astype(np.intp), 0, count - 1)
 
@@ -108,7 +108,7 @@ def nearest(position: np.ndarray, count: int) -> np.ndarray:
 def view_labels(labels: np.ndarray, size: tuple[int, int], view: View) -> np.ndarray:
     """The view of a label map (H, W): (height, width), nearest neighbour."""
     y, x = sample_grid(labels.shape, size, view)
-    return labels.take(nearest(y, labels.shape[0]), axis=0).take(nearest(x, labels.shape[1]), axis=1)
+    return labels.take(pixel_at(y, labels.shape[0]), axis=0).take(pixel_at(x, labels.shape[1]), axis=1)
 
 
 def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.ndarray | None = None) -> np.ndarray:

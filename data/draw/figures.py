@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.draw import render
 from data.draw.shown import Shown
+from data.io.pixels import nearest
 from data.labels import CAR, CLASS_NAMES, PERSON, VOID
 from data.videos.video import VideoWriter
 
@@ -55,16 +56,9 @@ def at_width(frame: Shown, width: int) -> Shown:
         return frame
     size = max(1, round(height * width / full)), width
     image = np.asarray(Image.fromarray(frame.image).resize(size[::-1], Image.Resampling.LANCZOS))
-    semantic, track, *truth = (_nearest(m, *size) for m in (frame.semantic, frame.track, *(frame.truth or ())))
+    semantic, track, *truth = (nearest(m, size) for m in (frame.semantic, frame.track, *(frame.truth or ())))
     truth = tuple(truth) or None
     return dataclasses.replace(frame, image=image, semantic=semantic, track=track, truth=truth)
-
-
-def _nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, columns = (
-        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, width), labels.shape[:2], strict=True)
-    )
-    return labels[rows[:, None], columns]
 
 
 def write_gif(path: str | Path, pictures: Iterable[np.ndarray], fps: float = 10.0) -> Path:
@@ -207,10 +201,10 @@ def denoising_strip(steps: Sequence[Any], columns: int = 5, colorblind: bool = F
     for step in (steps[i] for i in chosen):
         bits = step.noisy_bits[-3:].transpose(1, 2, 0)  # of the instance slot
         colors = (255 * (0.5 + bits / (4 * max(bits.std(), 1e-6))).clip(0, 1)).astype(np.uint8)
-        noisy.append(_nearest(colors, *size))
+        noisy.append(nearest(colors, size))
         tracked = np.isin(step.semantic, (PERSON, CAR))
         maps = (step.semantic, np.where(tracked, step.slot, 0))
-        estimates.append(render.draw_panoptic(*(_nearest(m, *size) for m in maps), colorblind))
+        estimates.append(render.draw_panoptic(*(nearest(m, size) for m in maps), colorblind))
     titles = [
         f"step {i + 1} of {len(steps)}, t = {steps[i].time:.2f}" + ", no history" * steps[i].fresh for i in chosen
     ]

@@ -1,4 +1,5 @@
-"""How a frame becomes the pixels that a model sees. Pure functions; imports nothing of this repository."""
+"""How a frame becomes the pixels that a model sees, and how labels are resized. Pure functions; imports nothing of this
+repository."""
 
 import math
 from collections.abc import Sequence
@@ -46,3 +47,12 @@ def _in_bytes(grey: np.ndarray) -> np.ndarray:
         return np.rint(grey * 255).astype(np.uint8)
     bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
     return (grey.astype(np.int32) >> (bits - 8)).astype(np.uint8)
+
+
+def nearest(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A label map (h, w) or (h, w, 3) -> (H, W) or (H, W, 3), each pixel that of the nearest centre."""
+    y, x = (
+        np.minimum(((np.arange(n) + 0.5) * (m / n) + 1e-6).astype(np.intp), m - 1)
+        for n, m in zip(size, labels.shape[:2], strict=True)
+    )
+    return labels.take(y, axis=0).take(x, axis=1)

@@ -15,6 +15,7 @@ from PIL import Image
 from data.draw import render
 from data.draw.viewer.page import Page, shown_classes
 from data.io.files import naming
+from data.io.pixels import nearest
 from data.labels import DEFAULT_SPACE, LabelSpace
 from data.videos.sequences import InputFrame
 from data.videos.video import VideoWriter
@@ -126,6 +127,5 @@ def narrowed(width: int, image: np.ndarray, semantic: np.ndarray, track: np.ndar
     if wide <= width:
         return image, semantic, track
     size = width, max(1, round(height * width / wide))
-    columns, rows = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, (wide, height), strict=True))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=1.1))
-    return small, *(labels.take(rows, axis=0).take(columns, axis=1) for labels in (semantic, track))
+    return small, *(nearest(labels, size[::-1]) for labels in (semantic, track))

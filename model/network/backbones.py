@@ -5,7 +5,6 @@ A backbone is a stem of stride 2, a pooling of stride 2, and three stages: featu
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,9 @@ STRIDES = (2, 4, 8, 16)
 BACKBONES = (*RESNETS, "cspnet")
 
 
-class Backbone(NamedTuple):
-    """channels: of the maps at STRIDES."""
-
-    stem: nn.Module
-    pool: nn.Module
-    stages: nn.ModuleList
-    channels: tuple[int, ...]
-
-
-def build_backbone(name: str, norm: str) -> Backbone:
-    return Backbone(*(cspnet() if name == "cspnet" else resnet(name, norm)))
+def build_backbone(name: str, norm: str) -> tuple[nn.Module, nn.Module, nn.ModuleList, tuple[int, ...]]:
+    """Stem, pooling, stages, and the channels of the maps at STRIDES."""
+    return cspnet() if name == "cspnet" else resnet(name, norm)
 
 
 def load_backbone(encoder: nn.Module, name: str, path: Path) -> None:

@@ -46,7 +46,7 @@ class CspStage(nn.Module):
 
 
 def cspnet() -> tuple:
-    """Stem, pool, stages and channels, as `Backbone`."""
+    """As `build_backbone`."""
     stages = [CspStage(32, 1, stride=1), CspStage(64, 2, stride=2), CspStage(128, 2, stride=2)]
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     return ConvAct(3, 32, stride=2), pool, nn.ModuleList(stages), (32, 64, 128, 256)

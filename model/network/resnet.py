@@ -27,7 +27,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
 
 def resnet(name: str, norm: str) -> tuple:
-    """Stem, pool, stages and channels, as `Backbone`. norm: "frozen_batch" for pre-trained weights, else "group"."""
+    """As `build_backbone`. norm: "frozen_batch" for pre-trained weights, else "group"."""
     block, blocks, channels = RESNETS[name]
     norm_layer = FrozenBatchNorm if norm == "frozen_batch" else group_norm
     net = torchvision.models.ResNet(block, [*blocks, 1], norm_layer=norm_layer)

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from data.io.pixels import nearest
 from data.labels import VOID
 from model.network.config import ModelConfig
-from model.stream.resize import nearest
 from model.stream.state import StreamState
 from model.stream.tracks import placed, updated_track, with_mask
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.io.pixels import nearest
 from model.network.config import ModelConfig
-from model.stream.resize import nearest
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
 ROWS = 32  # of a mask, whose probabilities a GPU holds at a time

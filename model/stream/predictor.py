@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.io.pixels import to_rgb
 from data.labels import DEFAULT_SPACE, LabelSpace
@@ -23,7 +24,6 @@ from model.network.pix2seq_d import Pix2SeqD
 from model.network.precision import cast_weights, fold_norms, make_fast, precision
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.loading import build, label_space_in, recommended
-from model.stream.resize import fit_frame
 from model.stream.state import Moment, StreamState
 from model.stream.step import Seen, StreamConfig, follow, see
 
@@ -182,3 +182,11 @@ class VideoPredictor(HubMixin):
     def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
         """The (height, width) of image and mask for a frame (H, W, 3)."""
         return self.model.config.sizes_for(frame.shape[:2], self.image_size)
+
+
+def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A frame uint8 (H, W, 3) -> uint8 (3, *size): bilinear with antialiasing."""
+    image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+    if image.shape[1:] != tuple(size):
+        image = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
+    return image.contiguous()

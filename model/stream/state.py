@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.stream.resize import nearest
+from data.io.pixels import nearest
 
 
 class Track(NamedTuple):
