@@ -124,9 +124,11 @@ def main() -> None:
         if accelerator.is_main_process:
             write_json(folder / "config.json", describe(args, settings))
         extra = {"label_space": space.to_dict(), "sampling": settings.stream, "data": args.dataset}
-        _, training, loss, *_ = settings
         with tracked(accelerator, args, *settings):
-            fit(model, loss, training, samples, folder, accelerator, resume, validate, extra, args.quiet, picture)
+            fit(
+                model, settings.loss, settings.training, samples, folder, accelerator,
+                resume=resume, validate=validate, picture=picture, extra=extra, quiet=args.quiet,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

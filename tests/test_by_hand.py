@@ -382,21 +382,22 @@ def test_a_step_is_clipped_averaged_and_followed_by_the_mean(slices, tmp_path):
     optimizer, accelerator = torch.optim.SGD(model.parameters(), lr=1.0), Accelerator(cpu=True)
     ema = EMA(model, beta=0.5, update_every=1, update_after_step=0, include_online_model=False)
     ema.initted.fill_(True), ema.step.fill_(100)  # its decay has warmed up
-    run = Run(model, ema, accelerator.prepare(optimizer), accelerator, config, tmp_path)
+    run = Run(model, model, ema, accelerator.prepare(optimizer), accelerator, config, LossConfig(), tmp_path)
     batches = StepBatches(config, 0, 0, 1)
     scenes = [torch.utils.data.default_collate([scene(n) for n in numbers]) for numbers in batches]
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     stop = SimpleNamespace(asked=False)
-    values, _ = optimizer_step(run, model, LossConfig(), iter(scenes), batches, stop)
+    values, _ = optimizer_step(run, iter(scenes), batches, stop)
     moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
     assert values["grad_norm"] > 0.1 and moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
     followed = nn.utils.parameters_to_vector(ema.ema_model.parameters()) - before
     assert torch.allclose(followed, moved / 2, atol=1e-7)
     # The norm is that of the mean gradient, whatever the slices
     whole = torch.utils.data.default_collate([scene(n) for n in range(2)])
-    fresh = Run(Pix2SeqD(CONFIG), ema, optimizer, accelerator, dataclasses.replace(config, accumulate=1), tmp_path)
-    nn.utils.vector_to_parameters(before, fresh.model.parameters())
-    one, _ = optimizer_step(fresh, fresh.model, LossConfig(), iter([whole]), StepBatches(fresh.config, 0, 0, 1), stop)
+    again, config = Pix2SeqD(CONFIG), dataclasses.replace(config, accumulate=1)
+    nn.utils.vector_to_parameters(before, again.parameters())
+    run = Run(again, again, ema, optimizer, accelerator, config, LossConfig(), tmp_path)
+    one, _ = optimizer_step(run, iter([whole]), StepBatches(config, 0, 0, 1), stop)
     assert values["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 

@@ -58,13 +58,15 @@ def fit(
     config = dataclasses.replace(config, accumulate=slices(model, loss_config, config, accelerator, resume))
     if config.compile:
         model.compile()
-    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    parallel_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     ema = EMA(
         model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
     ).to(accelerator.device)
     ema.ema_model.eval()
     ema.step, ema.initted = ema.step.cpu(), ema.initted.cpu()  # it reads its counters in each step
-    run = Run(model, ema, optimizer, accelerator, config, folder, extra or {}, validate, picture)
+    run = Run(
+        model, parallel_model, ema, optimizer, accelerator, config, loss_config, folder, extra or {}, validate, picture
+    )  # fmt: skip
     if resume is not None:
         run.resume(resume)
     if run.step >= config.steps:
@@ -76,9 +78,9 @@ def fit(
     loader = _loader(samples, batches, loader_workers(config, accelerator), accelerator.device)
     with Stop() as stop:
         try:
-            _loop(run, wrapped, loss_config, iter(loader), batches, log, stop, quiet)
+            _loop(run, iter(loader), batches, log, stop, quiet)
         except Exception:
-            if run.whole and run.step > run.saved:
+            if run.consistent and run.step > run.saved:
                 run.picture = None
                 run.save()
             raise
@@ -111,7 +113,7 @@ def _init_worker(_: int) -> None:
     outlive_signals()
 
 
-def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> None:
+def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
     config, accelerator = run.config, run.accelerator
     bar = tqdm(
         total=config.steps, initial=run.step, unit="step", disable=quiet or not accelerator.is_main_process,
@@ -123,7 +125,7 @@ def _loop(run: Run, wrapped, loss_config, loader, batches, log, stop, quiet) -> 
         begin = time.perf_counter()
         lr = learning_rate(run.step, config)
         set_learning_rate(run.optimizer, lr)
-        values, stopping = optimizer_step(run, wrapped, loss_config, loader, batches, stop)
+        values, stopping = optimizer_step(run, loader, batches, stop)
         finite = all(math.isfinite(v) for v in values.values())
         bad = 0 if finite else bad + 1
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
+from torch import nn
 from tqdm import tqdm
 
 from data.io.files import whole
 from model import checkpoint as checkpoints
 from model.checkpoint import LATEST
+from model.diffusion.loss import LossConfig
 from model.network.pix2seq_d import Pix2SeqD
 from training.config import TrainingConfig
 
@@ -28,17 +30,19 @@ class Run:
     """What one call of `fit` works with, and where it stands."""
 
     model: Pix2SeqD
+    parallel_model: nn.Module  # the same, as it is wrapped for several processes
     ema: EMA
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     config: TrainingConfig
+    loss: LossConfig
     folder: Path
     extra: dict[str, Any] = field(default_factory=dict)
     validate: Validate | None = None
     picture: Picture | None = None
     step: int = 0
     saved: int = 0  # the step of the last checkpoint
-    whole: bool = True  # False while an update of the weights is under way
+    consistent: bool = True  # False while an update of the weights is under way
 
     def state(self) -> dict[str, Any]:
         """The checkpoint: averaged weights for inference, and all that training goes on from."""

@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.diffusion.draws import draw
-from model.diffusion.loss import LossConfig, training_loss
+from model.diffusion.loss import training_loss
 from model.network.config import ConfigError
 from training.config import TrainingConfig
 from training.run import Run, Stop
@@ -40,24 +40,22 @@ class StepBatches:
         return list(range(begin, begin + self.size))
 
 
-def optimizer_step(
-    run: Run, wrapped: nn.Module, loss_config: LossConfig, loader, batches: StepBatches, stop: Stop
-) -> tuple[dict[str, float], bool]:
+def optimizer_step(run: Run, loader, batches: StepBatches, stop: Stop) -> tuple[dict[str, float], bool]:
     """One optimizer step of a run: its loss, parts and gradient norm, and whether any process was asked to stop.
 
     The update is skipped where these are not finite. The device is waited for once, when they are read.
     """
     accelerator, config = run.accelerator, run.config
-    wrapped.train()
+    run.parallel_model.train()
     totals: dict[str, Tensor] = {}
     for piece in range(config.accumulate):
         batch = to_device(next(loader), accelerator.device)
         mask_size = batch["semantic"].shape[-2:]
         draws = draw(config.seed, batches.numbers(run.step, piece), run.model, mask_size, accelerator.device)
         sync = piece == config.accumulate - 1
-        with torch.enable_grad(), contextlib.nullcontext() if sync else accelerator.no_sync(wrapped):
+        with torch.enable_grad(), contextlib.nullcontext() if sync else accelerator.no_sync(run.parallel_model):
             with accelerator.autocast():
-                loss, parts = training_loss(wrapped, run.model.config, loss_config, batch, draws, run.step)
+                loss, parts = training_loss(run.parallel_model, run.model.config, run.loss, batch, draws, run.step)
             accelerator.backward(loss / config.accumulate)
         if "skipped" in batch:  # files that could not be read: a count over all slices and processes
             parts["skipped_files"] = batch["skipped"].sum() * (config.accumulate * accelerator.num_processes)
@@ -68,14 +66,14 @@ def optimizer_step(
     means = accelerator.reduce(torch.stack([*totals.values()]), "mean")
     values = dict(zip([*totals, "grad_norm"], torch.cat([means, norm[None].to(means)]).tolist(), strict=True))
     stopping = values.pop("stop") > 0 or (stop.asked and accelerator.num_processes == 1)
-    run.whole = False
+    run.consistent = False
     # With fp16 the gradient scaler skips by itself, and must see the gradient to lower its scale.
     if all(math.isfinite(v) for v in values.values()) or accelerator.scaler is not None:
         run.optimizer.step()
         if math.isfinite(values["grad_norm"]):
             run.ema.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.step, run.whole = run.step + 1, True
+    run.step, run.consistent = run.step + 1, True
     return values, stopping
 
 

@@ -105,11 +105,11 @@ class Clips(Dataset):
             else:
                 continue
             classes[t][content], ids[t][content] = maps
-        past = (slice(None, -1), *content)
+        history = (slice(None, -1), *content)
 
         order = "random"
         if self.history_config is not None:
-            drop_masks(classes[past], ids[past], self.history_config, generator)
+            drop_masks(classes[history], ids[history], self.history_config, generator)
             order = self.history_config.slot_order
         slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order, is_thing)
         semantic_known = classes != VOID

@@ -67,7 +67,7 @@ class Seen(NamedTuple):
     output: Tensor  # (codes, h, w), on the model's device
     maps: np.ndarray  # uint8 (3, h, w), `answer.candidates`
     masses: np.ndarray | None  # (slots, slots), `answer.slot_masses`, where slots are merged
-    told: np.ndarray | None  # uint8 (h, w), the slots of an answer with history, where `output` was made without
+    history_slots: np.ndarray | None  # uint8 (h, w), the slots of an answer with history, where `output` has none
 
 
 @torch.inference_mode()
@@ -97,8 +97,8 @@ def see(
         images = images.float() / 255
 
     features = model.encode(images, mask_size)
-    followed = 0 if first else config.steps - config.fresh_steps  # steps that see the history
-    history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if followed else None
+    with_history = 0 if first else config.steps - config.fresh_steps  # steps
+    history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if with_history else None
 
     def look(steps: int, history: Tensor | None, fresh: bool = False) -> Tensor:
         """The network's last output after some steps. fresh: a later frame without its history, from other noise."""
@@ -120,21 +120,21 @@ def see(
     #
     #     history_steps    0 (default)       some                                all (published)
     #     the answer       steps without     the steps left, without             steps with
-    #     told             -                 slots of history_steps with         -
-    told = none = [None] * len(moments)
+    #     history_slots    -                 slots of history_steps with         -
+    history_slots = none = [None] * len(moments)
     if first:
         output = look(config.first_steps, None)
-    elif not followed:
+    elif not with_history:
         output = look(config.steps, None, fresh=True)
     elif not config.fresh_steps:
         output = look(config.steps, history)
     else:
-        told = to_host(candidates(c, look(followed, history))[2:])[:, 0]
+        history_slots = to_host(candidates(c, look(with_history, history))[2:])[:, 0]
         output = look(config.fresh_steps, None, fresh=True)
 
     maps = candidates(c, output)
     masses = slot_masses(c, output, maps[2]) if config.merge else none
-    return [Seen(*answer) for answer in zip(output, to_host(maps), masses, told, strict=True)]
+    return [Seen(*answer) for answer in zip(output, to_host(maps), masses, history_slots, strict=True)]
 
 
 @torch.inference_mode()
@@ -151,10 +151,10 @@ def follow(
     if seen.masses is not None:
         held = () if config.fresh_steps else state.held(c.history_length)
         raw = np.stack([*raw[:2], merged(seen.masses, config.merge, held, config.min_area)[raw[2]].astype(raw.dtype)])
-    told = seen.told
+    history_slots = seen.history_slots
     if not config.fresh_steps:  # the answer itself saw the history
-        told = raw[2]
-    semantic, slot, after = advance(raw, told, state, c, config.min_area, config.max_gap)
+        history_slots = raw[2]
+    semantic, slot, after = advance(raw, history_slots, state, c, config.min_area, config.max_gap)
     if semantic.shape != tuple(frame_size):
         semantic, slot = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)
     track_of = np.zeros(c.slots, np.int32)

@@ -27,7 +27,7 @@ STEADY = 0.5  # weight of a track's motion before, against that of the last fram
 
 def advance(
     answer: np.ndarray,
-    told: np.ndarray | None,
+    history_slots: np.ndarray | None,
     state: StreamState,
     model: ModelConfig,
     min_area: int,
@@ -35,12 +35,12 @@ def advance(
 ) -> tuple[np.ndarray, np.ndarray, StreamState]:
     """From the raw answer (3, h, w) of `answer.candidates` to segments, tracks and the next state.
 
-    told: slots (h, w) of an answer that saw the history, so that each track is in its slot: the answer's own, or those
-    of another answer to the same frame; None where there is none. A segment is all pixels of a tracked class that share
-    a slot. It gets one class, by the majority of its pixels and of its track's past, and is dropped below `min_area`
-    pixels. It takes the slot of its track; a new track keeps its own slot, or takes the one that has been free for
-    longest. A lost track can be found again for `max_gap` frames. Returns semantic codes and slots (h, w) without the
-    dropped segments, and the next state. The given state is not changed.
+    history_slots: slots (h, w) of an answer that saw the history, so that each track is in its slot: the answer's own,
+    or those of another answer to the same frame; None where there is none. A segment is all pixels of a tracked class
+    that share a slot. It gets one class, by the majority of its pixels and of its track's past, and is dropped below
+    `min_area` pixels. It takes the slot of its track; a new track keeps its own slot, or takes the one that has been
+    free for longest. A lost track can be found again for `max_gap` frames. Returns semantic codes and slots (h, w)
+    without the dropped segments, and the next state. The given state is not changed.
     """
     semantic, other, raw = answer.copy()
     tracked_codes = np.array(model.tracked) + 1
@@ -53,10 +53,10 @@ def advance(
     areas = counts.sum(axis=1)
     segments = [int(s) for s in np.argsort(-areas, kind="stable") if areas[s] >= max(min_area, 1)]
     codes = {s: int(tracked_codes[counts[s].argmax()]) for s in segments}
-    known = np.where(np.isin(raw, segments), raw, 0)
+    kept = np.where(np.isin(raw, segments), raw, 0)
 
     # Tracks
-    found = _associate(known, codes, told, state, model.history_length, max_gap)
+    found = _associate(kept, codes, history_slots, state, model.history_length, max_gap)
     place = placed(segments, {s: state.tracks[n].slot for s, n in found.items()}, state, model.slots)
     now, next_track = [], state.next_track
     segments.sort()
@@ -65,7 +65,7 @@ def advance(
         past = np.array(before.votes if before else [0.0] * len(tracked_codes))
         votes = VOTE_DECAY * past + counts[s] / areas[s]
         code = int(tracked_codes[votes.argmax()])
-        now.append(updated_track(before, next_track, place[s], code, state.frame, known == s, votes))
+        now.append(updated_track(before, next_track, place[s], code, state.frame, kept == s, votes))
         next_track += before is None
 
     # The mask: one class a segment, what was dropped becomes the likeliest other class
@@ -73,11 +73,11 @@ def advance(
     class_of = np.zeros(model.slots, semantic.dtype)
     for s, track in zip(segments, now, strict=True):
         table[s], class_of[s] = track.slot, track.code
-    semantic = np.where(tracked, np.where(known > 0, class_of[known], other), semantic)
-    slot = table[known]
+    semantic = np.where(tracked, np.where(kept > 0, class_of[kept], other), semantic)
+    slot = table[kept]
 
     lost = _lost(state, now, max(max_gap, model.history_length - 1))
-    masks = [*(known == s for s in segments), *(state.masks[n] for n in lost)]
+    masks = [*(kept == s for s in segments), *(state.masks[n] for n in lost)]
     after = dataclasses.replace(
         state, frame=state.frame + 1, tracks=now + [state.tracks[n] for n in lost],
         masks=np.stack(masks) if masks else None, next_track=next_track,
@@ -93,7 +93,7 @@ def advance(
 def _associate(
     slot: np.ndarray,
     codes: dict[int, int],
-    told: np.ndarray | None,
+    history_slots: np.ndarray | None,
     state: StreamState,
     history_length: int,
     max_gap: int,
@@ -102,20 +102,20 @@ def _associate(
 
     slot: (h, w), 0 outside the segments; codes: the class of each. A match is scored by the better of two IoUs: of the
     segment with the track's last mask, moved by its motion, if both have the same class; and with the pixels that
-    `told` gives the track's slot. Where there is `told` and max_gap is 0, slots alone decide.
+    `history_slots` gives the track's slot. Where there is `history_slots` and max_gap is 0, slots alone decide.
     """
     areas = np.bincount(slot.ravel())
     scores: dict[tuple[int, int], float] = {}
     for n, track in enumerate(state.tracks):
         away = state.frame - track.frame - 1
-        if away > max_gap or (told is not None and not max_gap):
+        if away > max_gap or (history_slots is not None and not max_gap):
             continue
         where = _moved(state.masks[n], track, state.frame)
         for s, iou in _ious(slot[where], areas, len(where[0])):
             if codes[s] == track.code:
                 scores[s, n] = iou - LATER * away
-    for k, n in state.held(history_length).items() if told is not None else ():
-        where = told == k
+    for k, n in state.held(history_length).items() if history_slots is not None else ():
+        where = history_slots == k
         for s, iou in _ious(slot[where], areas, int(where.sum())):
             scores[s, n] = max(iou, scores.get((s, n), 0.0))
     found: dict[int, int] = {}
