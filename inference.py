@@ -202,9 +202,10 @@ def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
 def checkpoint_of(args, processes: PartialState) -> Path:
     """The weights that are asked for, else the trained ones, else the shipped ones. Raises CheckpointError."""
     if args.checkpoint is not None:
-        if not args.checkpoint.exists():
-            raise CheckpointError(f"there is no checkpoint {args.checkpoint}: train one, or leave --checkpoint out")
-        return args.checkpoint / LATEST if args.checkpoint.is_dir() else args.checkpoint
+        path = args.checkpoint / LATEST if args.checkpoint.is_dir() else args.checkpoint
+        if not path.exists():
+            raise CheckpointError(f"there is no checkpoint {path}: train one, or leave --checkpoint out")
+        return path
     found = next((path for path in (TRAINED, SHIPPED) if path.exists()), None)
     if found is None:
         raise CheckpointError(f"there are no weights: neither {TRAINED} nor {SHIPPED}; name a file by --checkpoint")

@@ -61,9 +61,9 @@ from model import PRESETS, Pix2SeqD
 
 config = PRESETS["tiny"]
 model = Pix2SeqD(config).eval()
+image, noise = torch.rand(1, 3, *config.image_size), torch.randn(1, config.bits, *config.mask_size)
 with torch.inference_mode():
-    condition = model.condition(model.encode(torch.rand(1, 3, *config.image_size)), torch.zeros(1, 2 * config.bits, *config.mask_size))
-    output = model.predict(torch.randn(1, config.bits, *config.mask_size), torch.ones(1), condition)
+    output = model(image, noise, torch.ones(1), torch.zeros(1, 2 * config.bits, *config.mask_size))
 assert output.shape == (1, sum(config.code_sizes), *config.mask_size)
 where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, on {where}: one forward pass is fine")

@@ -121,7 +121,7 @@ MUTANTS = [
     Mutant("crowd-known-in-the-history", STEP, "known & ~nameless", "known"),
     Mutant("void-is-an-answer", ANSWER, "codes = codes[..., 1:]  # void is never an answer\n    semantic = codes.max(dim=-1).indices + 1",
            "semantic = codes.max(dim=-1).indices\n    codes = codes[..., 1:]"),
-    Mutant("answers-decided-by-the-nearest", ANSWER, "decided[rows, columns] = candidate.gather(", "candidate.gather("),
+    Mutant("answers-decided-by-the-nearest", ANSWER, "label = torch.where(total > best, candidate, label)", "pass"),
     Mutant("scores-not-interpolated", ANSWER, "weights = [(1 - down) * (1 - across),", "weights = [1 + 0 * down * across,"),
     Mutant("small-segments-stay", TRACKS, "if areas[s] >= max(min_area, 1)]", "if areas[s] >= 1]"),
     Mutant("class-of-the-frame-alone", TRACKS, "votes = VOTE_DECAY * past + counts[s] / areas[s]", "votes = counts[s] / areas[s]"),

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -514,6 +515,7 @@ def test_a_bomb_is_refused_unopened(weights, tmp_path, capfd):
     ("flags", "said"),
     [
         (("--checkpoint", "nowhere.pt"), "there is no checkpoint nowhere.pt"),
+        (("--checkpoint", Path(__file__).parent), "tests/model-latest.pt: train one"),
         (("--image_size", 0, 0), "image_size"),
         (("--fps", "nan"), "--fps above 0"),
         (("--batch_videos", 0), "--batch_videos must be 1"),

@@ -83,3 +83,8 @@ def test_its_python_runs():
     scope = {"frames": frames}
     exec(code.replace('"results/', f'"{ROOT}/results/'), scope)
     assert scope["panoptic"].semantic.shape == (48, 160) and scope["predictor"].state.frame == 0
+
+
+def test_what_setup_verifies_is_fine(capsys):
+    exec(re.search(r"<<'PY'\n(.*?)\nPY\n", (ROOT / "setup.sh").read_text(), flags=re.DOTALL)[1], {})
+    assert "one forward pass is fine" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
 from model.stream.adopt import adopt
 from model.stream.answer import candidates, decide, merged, slot_masses, through_mask
+from model.stream.predictor import fit_frame
 from model.stream.state import StreamState
 from model.stream.step import _history
 from model.stream.tracks import advance
@@ -289,6 +290,13 @@ def test_labels_are_resized_by_the_nearest_centre():
     labels = np.arange(6).reshape(2, 3)
     assert nearest(labels, (4, 6)).tolist() == np.kron(labels, np.ones((2, 2), int)).tolist()
     assert nearest(labels, (1, 3)).tolist() == [[3, 4, 5]]
+
+
+def test_a_frame_is_resized_alike_whatever_its_order_in_memory():
+    frame = np.random.default_rng(0).integers(0, 256, (5, 1, 3), dtype=np.uint8)
+    channels_first = np.ascontiguousarray(frame.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert torch.equal(fit_frame(frame, (8, 8)), fit_frame(channels_first, (8, 8)))
+    assert fit_frame(np.zeros((3, 64, 1), np.uint8).transpose(1, 2, 0), (64, 64)).max() == 0
 
 
 def test_scores_are_interpolated_before_the_decision():

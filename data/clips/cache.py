@@ -60,7 +60,7 @@ class Cached:
         try:
             with safe_open(self._path(i), framework="numpy") as file:
                 return [file.get_tensor(name) for name in names]
-        except (FileNotFoundError, SafetensorError):  # not made yet, or damaged
+        except (OSError, SafetensorError):  # not made yet, or damaged
             made = self._make(i)
             return [made[name] for name in names]
 
@@ -78,6 +78,7 @@ class Cached:
         size = self._size(semantic.shape)
         semantic, instance = (nearest(labels, size) for labels in (semantic, instance.astype(np.uint16)))
         made = {"image": view_image(image, size, View()), "semantic": semantic, "instance": instance}
+        made = {name: np.array(plane, order="C") for name, plane in made.items()}  # of any other, scrambled files
         with contextlib.suppress(OSError, SafetensorError), whole(self._path(i), shared=True) as temporary:
             save_file(made, temporary)
         return made

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +64,11 @@ def whole(path: Path, shared: bool = False) -> Iterator[Path]:
     """A path to write to, renamed to `path` at the end, so that a reader never sees half a file. Nothing is left of it
     after an error.
 
-    A killed process leaves one file, which the next one overwrites. shared: several processes may write this file at
-    once, so each has its own.
+    A killed process leaves one file, which the next one overwrites. shared: several processes, on several machines, may
+    write this file at once, so each call has one of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{f'.{os.getpid()}' * shared}.part")
+    temporary = path.with_name(f".{path.name}{f'.{secrets.token_hex(4)}' * shared}.part")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.io.pixels import nearest
 from model.network.config import ModelConfig
@@ -162,15 +161,17 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
     needed = torch.zeros(h * w, dtype=torch.bool, device=device)
     needed[corners] = True
     scores = score(needed.nonzero(as_tuple=True)[0])
-    place = (needed.cumsum(0) - 1).take(corners)
+    scores, count = scores.flatten(), scores.shape[1]
+    place = (needed.cumsum(0) - 1).take(corners) * count
 
     down, across = down.take(rows), across.take(columns)
     weights = [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
-    weights = torch.stack(weights, dim=1)  # (n, 4)
-    interpolated = F.embedding_bag(place.T, scores, mode="sum", per_sample_weights=weights)  # (n, labels)
-    candidate = labels.take(corners).long()  # (4, n)
-    best = interpolated.gather(1, candidate.T).max(dim=1).indices
-    decided[rows, columns] = candidate.gather(0, best[None])[0].to(decided.dtype)
+    best, label = torch.full_like(down, -1.0), decided[rows, columns]
+    for candidate in labels.take(corners):
+        total = sum(weight * scores.take(at + candidate) for weight, at in zip(weights, place, strict=True))
+        label = torch.where(total > best, candidate, label)
+        best = torch.maximum(best, total)
+    decided[rows, columns] = label
     return decided
 
 

@@ -186,7 +186,7 @@ class VideoPredictor(HubMixin):
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> Tensor:
     """A frame uint8 (H, W, 3) -> uint8 (3, *size): bilinear with antialiasing."""
-    image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+    image = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)
     if image.shape[1:] != tuple(size):
         image = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
     return image.contiguous()
