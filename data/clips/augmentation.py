@@ -20,19 +20,11 @@ class Augmentation:
     saturation: Annotated[float, "saturation factor drawn from 1 +- this"] = 0.2
     hue: Annotated[float, "hue shift drawn from +- this, as a fraction of the colour circle"] = 0.02
     synthetic_history: Annotated[float, "share of clips whose history is the frame's own mask, moved"] = 0.0
-    motion_shift: Annotated[float, "moved history: largest shift a frame, as a fraction of its size"] = 0.03
-    motion_zoom: Annotated[float, "moved history: largest change of scale a frame, as a fraction"] = 0.03
-    motion_rotation: Annotated[float, "moved history: largest rotation a frame, in degrees"] = 1.0
-    motion_object: Annotated[float, "moved history: largest own shift of an object, as a fraction of its size"] = 0.1
-    motion_growth: Annotated[float, "moved history: largest own change of an object's scale a frame, as a fraction"] = (
-        0.05
-    )
 
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise DataError(f"scale_range must be two positive factors, the smaller one first, not {self.scale_range}")
-        for name in ("focus", "paste", "flip", "synthetic_history", "brightness", "contrast", "saturation",
-                     "motion_zoom", "motion_growth"):  # fmt: skip
+        for name in ("focus", "paste", "flip", "synthetic_history", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} must be 0..1, not {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:

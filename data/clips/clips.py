@@ -96,7 +96,7 @@ class Clips(Dataset):
         content = (slice(None, height), slice(None, width))
         classes[-1][content] = view_labels(semantic, (height, width), view)
         ids[-1][content] = view_labels(instance, (height, width), view)
-        motion = draw_motion(augment, generator) if moved else None
+        motion = draw_motion(generator) if moved else None
         for t, (offset, past) in enumerate(zip(fmt.history_offsets, self.history[i], strict=True)):
             if motion is not None:
                 maps = view_moved(semantic, instance, (height, width), view, motion, -offset, is_thing)

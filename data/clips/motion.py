@@ -8,34 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.clips.augmentation import Augmentation
 from data.clips.transforms import IS_THING, View, instance_keys, pixel_at, sample_grid
 from data.io.pixels import nearest
 from data.labels import VOID
+
+# At most, from one frame to the next
+SHIFT = 0.03  # of the frame's size
+ZOOM = 0.03
+ROTATION = 1.0  # degrees
+OBJECT_SHIFT = 0.1  # of an object's size, which is the square root of its pixels
+OBJECT_GROWTH = 0.05
 
 
 @dataclass(frozen=True)
 class Motion:
     """How the frame and its objects move from one frame to the next; drawn once, and the same through the clip."""
 
-    shift: tuple[float, float]  # down, right, in fractions of the frame, each frame
+    shift: tuple[float, float]  # down, right, in fractions of the frame
     zoom: float
     rotation: float  # radians
-    object_shift: float  # largest, in fractions of an object's size, which is the square root of its pixels
-    object_growth: float  # largest change of an object's scale, as a fraction
-    seed: int  # of the objects' shifts, so that an object keeps its velocity through the clip
+    seed: int  # of the objects' own motions, so that an object keeps its velocity through the clip
+    object_shift: float = OBJECT_SHIFT
+    object_growth: float = OBJECT_GROWTH
 
 
-def draw_motion(augment: Augmentation, generator: np.random.Generator) -> Motion:
-    u = generator.uniform(-1, 1, 4)
-    return Motion(
-        shift=(float(u[0] * augment.motion_shift), float(u[1] * augment.motion_shift)),
-        zoom=float(1 + u[2] * augment.motion_zoom),
-        rotation=math.radians(u[3] * augment.motion_rotation),
-        object_shift=augment.motion_object,
-        object_growth=augment.motion_growth,
-        seed=int(generator.integers(2**32)),
-    )
+def draw_motion(generator: np.random.Generator) -> Motion:
+    down, right, zoom, turn = generator.uniform(-1, 1, 4)
+    shift = float(down * SHIFT), float(right * SHIFT)
+    return Motion(shift, float(1 + zoom * ZOOM), math.radians(turn * ROTATION), int(generator.integers(2**32)))
 
 
 def view_moved(

@@ -15,9 +15,6 @@ MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
 MAX_HISTORY = 100  # frames back
 MAX_LEVELS = 8
 
-# Settings of older checkpoints, with the only value that is still supported
-RETIRED = {"loss": "softmax", "self_conditioning": False, "normalize_input": False}
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be built; the message says which value is wrong and what would be right."""
@@ -162,7 +159,6 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know, and for other types."""
-        values = {k: v for k, v in values.items() if RETIRED.get(k, ()) != v}
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
