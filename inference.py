@@ -298,7 +298,7 @@ class Job:
             if self.args.independent_frames:
                 self.state.next_track = 1
             if self.done < self.args.use_frames_before:
-                semantic, track = self.output.given(frame, image)
+                semantic, track = self.output.read_given(frame, image)
                 self.state = adopt(self.state, semantic, track, predictor.model.config, predictor.sizes(image)[1])
                 self.finish_frame(frame, image, (semantic, track))
                 continue
@@ -309,7 +309,7 @@ class Job:
         """Write one frame's prediction; None for one that could not be read."""
         self.done += 1
         if frame is not None:
-            self.output.write(frame, image, *answer, given=self.done <= self.args.use_frames_before)
+            self.output.write(frame, image, *answer, is_given=self.done <= self.args.use_frames_before)
             if self.live is not None:
                 self.live.show(image, *answer)
         self.output.checkpoint(self.done, self.stored, self.failures)

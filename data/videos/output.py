@@ -31,15 +31,15 @@ class SequenceOutput:
         overlays: tuple[str, ...] = (),
         fps: float = 10.0,
         restart: bool = False,
-        given: int = 0,
+        masks_given: int = 0,
         colorblind: bool = False,
         space: LabelSpace = DEFAULT_SPACE,
     ):
-        """run: `folder.fingerprint`; given: number of first frames whose masks are already in the folder."""
-        self.sequence, self.folder, self.restart, self.from_given = sequence, folder, restart, given
+        """run: `folder.fingerprint`; masks_given: number of first frames whose masks are already in the folder."""
+        self.sequence, self.folder, self.restart, self.masks_given = sequence, folder, restart, masks_given
         self.name = sequence.name.strip(".") or "video"  # a folder in the input is a folder in the output
         self.drawing, self.classes = (overlays, fps, colorblind, space), len(space.classes)
-        self.states = States(sequence, folder, run, given)
+        self.states = States(sequence, folder, run, masks_given)
         self.writer = ThreadPoolExecutor(1)
         self.pending: list[Future] = []
         self.tracks = self.overlays = None
@@ -53,7 +53,7 @@ class SequenceOutput:
         if len(lines) > len(kept):  # masks of another run must not mix with those of this one
             self._remove(lines[len(kept) :])
         if existed and stored is None:
-            for frame in (self.sequence.frames or [])[self.from_given :]:
+            for frame in (self.sequence.frames or [])[self.masks_given :]:
                 (self.folder / frame.output).unlink(missing_ok=True)
         self.states.tracks.parent.mkdir(parents=True, exist_ok=True)
         self.lines = len(kept)
@@ -64,29 +64,29 @@ class SequenceOutput:
 
     def _remove(self, lines: list[str]) -> None:
         """Delete the masks that lines of tracks.jsonl name, and the films that show them."""
-        given = self.sequence.outputs(self.from_given)
+        given = self.sequence.outputs(self.masks_given)
         for name in masks_of(lines):
             if name not in given:
                 (self.folder / name).unlink(missing_ok=True)
         remove_overlays(self.folder, self.name)
 
-    def given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A mask that is already in the output folder. Raises DataError if there is none of the frame's size."""
         semantic, track = read_panoptic(self.folder / frame.output, self.classes)
         if semantic.shape != image.shape[:2]:
             raise DataError(f"{self.folder / frame.output} has another size than its frame")
         return semantic, track
 
-    def write(self, frame: InputFrame, image: np.ndarray, semantic, track, given: bool = False) -> None:
-        """Write one prediction, in a separate thread; `given` masks are not changed."""
+    def write(self, frame: InputFrame, image: np.ndarray, semantic, track, is_given: bool = False) -> None:
+        """Write one prediction, in a separate thread; a mask that is given is not written again."""
         while len(self.pending) > 8:
             self.pending.pop(0).result()
-        self.pending.append(self.writer.submit(self._write, frame, semantic, track, given))
+        self.pending.append(self.writer.submit(self._write, frame, semantic, track, is_given))
         self.overlays.write(frame, image, semantic, track)
 
-    def _write(self, frame: InputFrame, semantic, track, given: bool) -> None:
+    def _write(self, frame: InputFrame, semantic, track, is_given: bool) -> None:
         with naming(self.folder / frame.output):
-            if not given:
+            if not is_given:
                 write_panoptic(self.folder / frame.output, semantic, track)
             entry = {"sequence": self.sequence.name, "frame": frame.number, "file": frame.output.as_posix()}
             self.tracks.write(json.dumps(entry | {"segments": describe_segments(semantic, track)}) + "\n")

@@ -24,12 +24,12 @@ KEPT_EVERY = 100  # a multiple of output.STATE_EVERY, so that a late change does
 class States:
     """Of one video. `last` finds the one to go on from, `save` adds one."""
 
-    def __init__(self, sequence: Sequence, folder: Path, run: str, given: int):
-        """run: a hash of all that changes the predictions; given: number of first frames with masks from elsewhere."""
+    def __init__(self, sequence: Sequence, folder: Path, run: str, masks_given: int):
+        """run: a hash of all that changes the predictions; masks_given: number of first frames whose masks are there."""
         self.sequence, self.folder = sequence, folder
         self.newest = folder / STATE_FOLDER / f"{safe(sequence.name)}.pt"
         self.tracks = tracks_part(folder, sequence.name)
-        there = [folder / p for p in sequence.outputs(given) if (folder / p).is_file()]
+        there = [folder / p for p in sequence.outputs(masks_given) if (folder / p).is_file()]
         masks = [hashlib.sha256(p.read_bytes()).hexdigest() for p in there]
         self.key = hashlib.sha256(f"{run} {masks}".encode()).hexdigest()
         self.known = read_json(self.newest.with_suffix(".json"))  # output -> size, modification time, digest
