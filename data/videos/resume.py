@@ -25,7 +25,7 @@ class States:
     """Of one video. `last` finds the one to go on from, `save` adds one."""
 
     def __init__(self, sequence: Sequence, folder: Path, run: str, masks_given: int):
-        """run: a hash of all that changes the predictions; masks_given: number of first frames whose masks are there."""
+        """run: a hash of all that changes the predictions; masks_given: number of first frames with given masks."""
         self.sequence, self.folder = sequence, folder
         self.newest = folder / STATE_FOLDER / f"{safe(sequence.name)}.pt"
         self.tracks = tracks_part(folder, sequence.name)
