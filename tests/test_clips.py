@@ -15,7 +15,16 @@ from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import Motion, view_moved
 from data.clips.paste import paste
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
-from data.clips.transforms import View, content_size, crop_view, draw_thing, draw_view, view_image, view_labels
+from data.clips.transforms import (
+    View,
+    class_by_class,
+    content_size,
+    crop_view,
+    draw_thing,
+    draw_view,
+    view_image,
+    view_labels,
+)
 from data.labels import CAR, PERSON, VOID, DataError
 
 
@@ -77,6 +86,16 @@ def test_things_of_two_classes_with_one_id_are_two():
     areas = {int(draw_thing(semantic, instance, np.random.default_rng(n)).sum()) for n in range(20)}
     assert areas == {200, 600}
     assert draw_thing(np.zeros_like(semantic), instance, np.random.default_rng(0)) is None
+
+
+def test_each_class_has_its_turn():
+    keys = np.array([256 * n + CAR for n in range(1, 60)] + [256 * n + PERSON for n in range(1, 5)])
+    first = []
+    for n in range(200):
+        order = class_by_class(keys, np.random.default_rng(n)) % 256
+        assert sorted(order[:2]) == [PERSON, CAR] and sorted(order[6:8]) == [PERSON, CAR] and (order[8:] == CAR).all()
+        first.append(order[0])
+    assert 70 < first.count(PERSON) < 130
 
 
 def test_pasted_things_are_whole_instances_of_one_class():

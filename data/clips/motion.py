@@ -13,9 +13,9 @@ from data.io.pixels import nearest
 from data.labels import VOID
 
 # At most, from one frame to the next
-SHIFT = 0.03  # of the frame's size
-ZOOM = 0.03
-ROTATION = 1.0  # degrees
+SHIFT = 0.01  # of the frame's size
+ZOOM = 0.01
+ROTATION = 0.3  # degrees
 OBJECT_SHIFT = 0.1  # of an object's size, which is the square root of its pixels
 OBJECT_GROWTH = 0.05
 

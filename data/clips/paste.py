@@ -6,7 +6,7 @@ their size is right. Nearer things hide them.
 
 import numpy as np
 
-from data.clips.transforms import IS_THING, View, instance_keys, view_image
+from data.clips.transforms import IS_THING, View, class_by_class, instance_keys, view_image
 from data.io.pixels import nearest
 
 MOST = 5  # things a frame
@@ -28,8 +28,7 @@ def paste(
     source = view_image(other[0], size, View())
     key = instance_keys(*(nearest(labels, size) for labels in other[1:]), is_thing)
     names, areas = np.unique(key[key > 0], return_counts=True)
-    names = names[areas >= LEAST * key.size]
-    generator.shuffle(names)
+    names = class_by_class(names[areas >= LEAST * key.size], generator)
     unused = int(instance.max(initial=0)) + 1
     feet = _feet(instance_keys(semantic, instance, is_thing))
     for number in names[: 1 + int(generator.integers(MOST))]:

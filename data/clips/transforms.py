@@ -83,10 +83,19 @@ def instance_keys(semantic: np.ndarray, instance: np.ndarray, is_thing: np.ndarr
 def draw_thing(
     semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
 ) -> np.ndarray | None:
-    """The mask of one random instance: bool (H, W); None if there is none."""
+    """The mask of one random instance of a random class: bool (H, W); None if there is none."""
     key = instance_keys(semantic, instance, is_thing)
     keys = np.unique(key[key > 0])
-    return key == generator.choice(keys) if keys.size else None
+    return key == class_by_class(keys, generator)[0] if keys.size else None
+
+
+def class_by_class(keys: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Instances (`instance_keys`) in random order, one of each class before a second of any: a street has dozens of
+    cars and people for a bus, and each class counts alike."""
+    keys = generator.permutation(keys)
+    classes = keys % 256
+    turn = [np.count_nonzero(classes[:n] == label) for n, label in enumerate(classes)]
+    return keys[np.lexsort((generator.random(keys.size), turn))]
 
 
 def sample_grid(frame_size: tuple[int, int], size: tuple[int, int], view: View) -> tuple[np.ndarray, np.ndarray]:
