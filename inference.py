@@ -74,6 +74,7 @@ OPTIONS = {
         cli.Option("average_classes", None, "classes by all steps, not by the last alone", kind=bool, rare=True),
         cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int, rare=True),
         cli.Option("merge", None, "merge slots this likely for each other's pixels; 0: never", kind=float, rare=True),
+        cli.Option("class_split", None, "split a class off a slot at this share; 0: never", kind=float, rare=True),
         cli.Option("max_gap", None, "frames for which a lost track can come back; 0: none", kind=int, rare=True),
     ],
     "history": [

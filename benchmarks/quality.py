@@ -43,6 +43,7 @@ OPTIONS = {
         cli.Option("history_steps", None, "of a later frame's steps, how many see the history", kind=int),
         cli.Option("average_classes", None, "classes by all steps' answers", kind=bool),
         cli.Option("merge", None, "merge slots that are this likely for each other's pixels; 0: never", kind=float),
+        cli.Option("class_split", None, "a class with this share of a slot is split off it; 0: never", kind=float),
         cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int),
         cli.Option("max_gap", None, "frames for which a lost track can still be found again", kind=int),
         cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
@@ -96,7 +97,7 @@ def open_source(args) -> FrameSource:
 
 
 def predictor_of(args, setting: str | None) -> VideoPredictor:
-    fields = ("history_steps", "average_classes", "merge", "min_area", "max_gap", "seed")
+    fields = ("history_steps", "average_classes", "merge", "class_split", "min_area", "max_gap", "seed")
     sampling = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     if setting:
         try:

@@ -13,8 +13,9 @@ from data.clips import transforms
 from data.io.pixels import nearest
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.network.config import checked_size
+from model.stream import step
 from model.stream.adopt import adopt
-from model.stream.answer import candidates, decide, merged, slot_masses, through_mask
+from model.stream.answer import candidates, decide, merged, slot_masses, split, through_mask
 from model.stream.predictor import fit_frame
 from model.stream.state import StreamState
 from model.stream.step import _history
@@ -495,6 +496,33 @@ def masses(**pixels):
         for other, share in others.items():
             mass[s, other] = count * share
     return mass
+
+
+def test_a_class_with_a_share_of_a_slot_has_a_slot_of_its_own():
+    semantic, slot = np.full((6, 10), PERSON, np.uint8), np.zeros((6, 10), np.uint8)
+    slot[:, :5], slot[:2, 5:8] = 3, 2
+    semantic[:2, :5] = CAR  # 10 of the 30 pixels of slot 3
+    semantic[0, 5] = CAR  # 1 of the 6 of slot 2
+    after = split(semantic, slot, 0.2, 4, 8, taken=[1, 4])
+    assert (after[:2, :5] == 5).all() and (after[2:, :5] == 3).all() and (slot[:, :5] == 3).all()  # the first free one
+    assert (after[:, 5:] == slot[:, 5:]).all()
+    for share, least, taken in ((0.5, 4, []), (0.2, 11, []), (0.2, 4, range(8))):  # too few, too small, no slot left
+        assert (split(semantic, slot, share, least, 8, taken) == slot).all()
+
+
+def test_parts_of_a_slot_are_told_apart_by_their_class_at_full_size():
+    """As a rider on a bicycle, in one slot: each is a track, and between them their classes decide."""
+    output = torch.full((sum(CONFIG.code_sizes), 4, 8), -9.0)
+    output[PERSON, :, :4], output[CAR, :, 4:] = 9.0, 9.0
+    output[CONFIG.code_sizes[0] + 5] = 9.0
+    maps = np.stack([m[0].numpy() for m in candidates(CONFIG, output[None])]).astype(np.uint8)
+    given = CONFIG, step.Seen(output, maps, None, None), StreamState(0), (8, 16)
+    (semantic, track), _ = step.follow(*given, StreamConfig(min_area=1))
+    assert (semantic[:, :8] == PERSON - 1).all() and (semantic[:, 8:] == CAR - 1).all()
+    assert len(np.unique(track[:, :8])) == len(np.unique(track[:, 8:])) == 1
+    assert track.all() and track[0, 0] != track[0, 15]
+    (semantic, track), _ = step.follow(*given, StreamConfig(min_area=1, class_split=0))
+    assert len(np.unique(semantic)) == len(np.unique(track)) == 1
 
 
 @pytest.mark.parametrize(

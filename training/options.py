@@ -37,7 +37,7 @@ class Settings(NamedTuple):
         published, without second looks."""
         first_steps, steps, time_difference = self.training.sampling
         stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
-        published = {"history_steps": int(steps), "average_classes": False, "merge": 0.0}
+        published = {"history_steps": int(steps), "average_classes": False, "merge": 0.0, "class_split": 0.0}
         return stream | (published if self.model.published else {})
 
 

@@ -93,6 +93,27 @@ def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area:
         mass[part], mass[:, part] = 0, 0
 
 
+def split(
+    semantic: np.ndarray, slot: np.ndarray, share: float, min_area: int, slots: int, taken: Collection[int] = ()
+) -> np.ndarray:
+    """Slots (h, w) in which a class has a slot of its own where it holds `share` of another class's pixels' slot.
+
+    An instance has one class. Where a slot has two, as of a bicycle and its rider, they are two instances: each class
+    but the largest moves to a free slot, if it has `min_area` pixels and that share of the slot. semantic: codes, and
+    slot: 0 where there is none, (h, w); slots: how many there are; taken: slots that are not free, beside those in use.
+    """
+    counts = np.bincount(slot.ravel().astype(np.intp) << 8 | semantic.ravel(), minlength=slots << 8).reshape(slots, -1)
+    counts[0] = 0
+    areas, largest = counts.sum(axis=1), counts.argmax(axis=1)
+    free = [s for s in range(1, slots) if not areas[s] and s not in taken]
+    parts = [(s, code) for s, code in np.argwhere(counts >= max(min_area, 1)) if code != largest[s]]
+    parts = [part for part in parts if counts[part] >= share * areas[part[0]]]
+    slot = slot.copy()
+    for own, (s, code) in zip(free, sorted(parts, key=lambda part: -counts[part]), strict=False):
+        slot[(slot == s) & (semantic == code)] = own
+    return slot
+
+
 def full_size(
     config: ModelConfig,
     output: Tensor,
@@ -112,21 +133,24 @@ def full_size(
     index[values] = np.arange(len(values))
     codes, finals = values >> 8, values & 0xFF
     segments = np.flatnonzero(finals)
-    # Which final slot each raw one has become
-    table = np.zeros(config.slots, np.int64)
-    table[raw_slot[slot > 0]] = slot[slot > 0]
-    member = torch.from_numpy((table[1:, None] == finals[segments]).astype(np.float32)).to(output.device)
+    # Which final slots each raw one has become: several where its classes were split
+    became = np.zeros((config.slots, config.slots), np.float32)
+    became[raw_slot[slot > 0], slot[slot > 0]] = 1
+    member = torch.from_numpy(became[1:, finals[segments]]).to(output.device)
+    is_part = member[member.sum(dim=1) > 1].any(dim=0)
 
     def score(pixels: Tensor) -> Tensor:
         """How likely each label is for mask pixels (n,): (n, labels). For a class it is its probability. For a segment
-        it is that of the likeliest tracked class, times its slots' probability relative to the likeliest segment's."""
+        it is that of the likeliest tracked class (of a part of a slot: of its own), times its slots' probability
+        relative to the likeliest segment's."""
         rows = output.permute(1, 2, 0).flatten(0, 1).index_select(0, pixels).float()
         classes = rows[:, 1 : config.code_sizes[0]].softmax(dim=-1)
         scores = classes.index_select(1, torch.from_numpy(codes - 1).to(output.device))
         if segments.size:
             shares = rows[:, config.code_sizes[0] + 1 :].softmax(dim=-1) @ member
             tracked = classes[:, list(config.tracked)].amax(dim=-1, keepdim=True)
-            scores[:, segments] = tracked * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9)
+            certain = torch.where(is_part, scores[:, segments], tracked)
+            scores[:, segments] = certain * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9)
         return scores
 
     decided = decide(torch.from_numpy(index[pairs]).to(output.device), score, size).cpu().numpy()

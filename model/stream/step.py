@@ -21,7 +21,7 @@ from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.answer import candidates, full_size, merged, slot_masses, to_host
+from model.stream.answer import candidates, full_size, merged, slot_masses, split, to_host
 from model.stream.state import Moment, StreamState
 from model.stream.tracks import advance
 
@@ -38,6 +38,7 @@ class StreamConfig:
     seed: int = 42
     max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
     merge: float = 0.5  # a slot joins another that is this likely on its pixels, relative to itself; 0: never
+    class_split: float = 0.2  # a class with this share of a slot's pixels is an instance of its own there; 0: never
     history_steps: int = 0  # of `steps`, how many see the history; published: all
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
@@ -50,8 +51,9 @@ class StreamConfig:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
         if self.history_steps < 0:
             raise ConfigError(f"history_steps must be 0 or more, not {self.history_steps}")
-        if not 0 <= self.merge <= 1:
-            raise ConfigError(f"merge is a share, 0..1, not {self.merge}")
+        for name in ("merge", "class_split"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
         if not 0 <= self.time_difference <= 1:
             raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
 
@@ -152,8 +154,11 @@ def follow(
         held = () if config.fresh_steps else state.held(c.history_length)
         raw = np.stack([*raw[:2], merged(seen.masses, config.merge, held, config.min_area)[raw[2]].astype(raw.dtype)])
     history_slots = seen.history_slots
-    if not config.fresh_steps:  # the answer itself saw the history
+    if not config.fresh_steps:  # the answer itself saw the history, and its slots are the tracks'
         history_slots = raw[2]
+    elif config.class_split:
+        taken = {track.slot for track in state.tracks}
+        raw = np.stack([*raw[:2], split(raw[0], raw[2], config.class_split, config.min_area, c.slots, taken)])
     semantic, slot, after = advance(raw, history_slots, state, c, config.min_area, config.max_gap)
     if semantic.shape != tuple(frame_size):
         semantic, slot = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)
