@@ -121,6 +121,8 @@ MUTANTS = [
     Mutant("crowd-known-in-the-history", STEP, "known & ~nameless", "known"),
     Mutant("void-is-an-answer", ANSWER, "codes = codes[..., 1:]  # void is never an answer\n    semantic = codes.max(dim=-1).indices + 1",
            "semantic = codes.max(dim=-1).indices\n    codes = codes[..., 1:]"),
+    Mutant("classes-share-a-slot", STEP, "elif config.class_split:", "elif False:"),
+    Mutant("parts-of-a-slot-tie", ANSWER, "certain = torch.where(is_part, scores[:, segments], tracked)", "certain = tracked"),
     Mutant("answers-decided-by-the-nearest", ANSWER, "label = torch.where(total > best, candidate, label)", "pass"),
     Mutant("scores-not-interpolated", ANSWER, "weights = [(1 - down) * (1 - across),", "weights = [1 + 0 * down * across,"),
     Mutant("small-segments-stay", TRACKS, "if areas[s] >= max(min_area, 1)]", "if areas[s] >= 1]"),
@@ -145,6 +147,7 @@ MUTANTS = [
     Mutant("freeze-backbone-without-effect", FIT, "if config.freeze_backbone:", "if False:"),
     Mutant("ema-decay-ignored", FIT, "beta=config.ema_decay", "beta=0.5"),
     # Data
+    Mutant("things-by-their-id-alone", TRANSFORMS, "instance.astype(np.int64) * 256 + semantic, 0)", "instance, 0)"),
     Mutant("labels-not-flipped", TRANSFORMS, "return y, x[::-1] if view.flip else x", "return y, x"),
     Mutant("image-not-flipped", TRANSFORMS, "return pixels[:, ::-1] if view.flip else pixels", "return pixels"),
     Mutant("crowd-has-a-slot-loss", SLOTS, "no_slot[thing[ids == 0]] = True", "pass"),
