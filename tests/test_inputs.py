@@ -17,7 +17,7 @@ from PIL import Image
 from running import call
 from test_inference import QUICK, draw, folder_of, infer, masks, save_model, tracks, two_threads  # noqa: F401
 
-from data.io.files import walk
+from data.io.files import walk, whole
 from data.io.images import read_image
 from data.io.pixels import to_rgb
 from data.labels import DataError
@@ -172,6 +172,18 @@ def test_unreadable_folders_are_named(tmp_path, monkeypatch):
     assert len(list(walk(source, left_out))) == 1 and left_out == {"unreadable": [source / "shut"]}
     with pytest.raises(PermissionError, match="shut"):  # a data set is whole, or there is none
         list(walk(source))
+
+
+def test_a_file_that_two_write_at_once_is_one_of_theirs_and_whole(tmp_path):
+    path = tmp_path / "sub" / "a.bin"
+    with whole(path, shared=True) as one, whole(path, shared=True) as other:
+        one.write_bytes(b"one"), other.write_bytes(b"other")
+        assert not path.exists() and one != other
+    assert path.read_bytes() == b"one" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
+    with pytest.raises(ZeroDivisionError), whole(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"one" and [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
 def test_what_is_left_out_is_told_at_the_end(weights, tmp_path, capfd):

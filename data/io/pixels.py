@@ -1,5 +1,7 @@
-"""How a frame becomes the pixels that a model sees, and how labels are resized. Pure functions; imports nothing of this
-repository."""
+"""How a frame becomes the pixels that a model sees, and how labels are resized.
+
+Pure functions; imports nothing of this repository.
+"""
 
 import math
 from collections.abc import Sequence

@@ -96,11 +96,12 @@ def merged(mass: np.ndarray, share: float, held: Collection[int] = (), min_area:
 def split(
     semantic: np.ndarray, slot: np.ndarray, share: float, min_area: int, slots: int, taken: Collection[int] = ()
 ) -> np.ndarray:
-    """Slots (h, w) in which a class has a slot of its own where it holds `share` of another class's pixels' slot.
+    """Give each class of a slot a slot of its own: the new slots (h, w).
 
-    An instance has one class. Where a slot has two, as of a bicycle and its rider, they are two instances: each class
-    but the largest moves to a free slot, if it has `min_area` pixels and that share of the slot. semantic: codes, and
-    slot: 0 where there is none, (h, w); slots: how many there are; taken: slots that are not free, beside those in use.
+    An instance has one class. A slot that has two, as of a bicycle and its rider, holds two instances. The class with
+    most pixels keeps the slot; another one moves to a free slot if it has at least `min_area` pixels and this share of
+    the slot's. semantic: codes (h, w); slot: (h, w), 0 where there is none; slots: how many there are; taken: slots
+    that are not free, beside those in use.
     """
     counts = np.bincount(slot.ravel().astype(np.intp) << 8 | semantic.ravel(), minlength=slots << 8).reshape(slots, -1)
     counts[0] = 0
@@ -180,8 +181,7 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
     rows, columns = differ.nonzero(as_tuple=True)
 
     # The scores of the mask pixels that are needed
-    corners = [y.take(rows) * w + x.take(columns) for y in (top, bottom) for x in (left, right)]
-    corners = torch.stack(corners)  # (4, n)
+    corners = torch.stack([y.take(rows) * w + x.take(columns) for y in (top, bottom) for x in (left, right)])  # (4, n)
     needed = torch.zeros(h * w, dtype=torch.bool, device=device)
     needed[corners] = True
     scores = score(needed.nonzero(as_tuple=True)[0])
