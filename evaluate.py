@@ -17,11 +17,12 @@ is resized or left out: whatever is wrong is listed, and then there are no figur
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -285,12 +286,13 @@ def evaluate(
     total = new_evaluation(things, space)
     problems: list[str] = []
     shapes = np.zeros((2, 2, 256), np.int64)
-    with tqdm(total=len(frames), desc="evaluate", unit="frame", disable=None) as bar:
-        if workers == 1:
-            results = (evaluate_portion(*portion, bar.update) for portion in portions)
-        else:
-            results = in_processes(portions, workers, bar)
-        for evaluation, of_portion, of_labels in results:
+    quiet = (signal.SIGINT, signal.SIG_IGN)  # of an interruption the parent process tells, once
+    with (
+        multiprocessing.Pool(workers, signal.signal, quiet) if workers > 1 else contextlib.nullcontext() as pool,
+        tqdm(total=len(frames), desc="evaluate", unit="frame", disable=None) as bar,
+    ):
+        for evaluation, of_portion, of_labels in (pool.imap_unordered if pool else map)(_work, portions):
+            bar.update(evaluation.frames + len(of_portion))
             total.merge(evaluation)
             problems += of_portion
             shapes += of_labels
@@ -314,7 +316,6 @@ def evaluate_portion(
     things: tuple[int, ...],
     space: LabelSpace,
     reference: str | ModelConfig,
-    progress: Callable[[int], object],
 ) -> tuple[Evaluation, list[str], np.ndarray]:
     """The figures of one portion, and the files that cannot be used: all of them, none ends the run."""
     evaluation = new_evaluation(things, space)
@@ -338,42 +339,11 @@ def evaluate_portion(
                 shapes += np.stack([shape_of(truth[0]), shape_of(prediction[0])])
         except DataError as error:
             problems.append(f"unfit labels: {error}")
-        progress(1)
     return evaluation, problems, shapes
 
 
-_done = None  # a worker's share of the progress bar: frames done by all workers
-
-
-def in_processes(portions: list[tuple], workers: int, bar: tqdm) -> Iterator[tuple]:
-    """`evaluate_portion` of each, in parallel processes, while the bar is kept moving frame by frame."""
-    done = multiprocessing.Value("q", 0)
-    with multiprocessing.Pool(workers, _start_worker, (done,)) as pool:
-        results = pool.imap_unordered(_work, portions)
-        for _ in portions:
-            while True:
-                try:
-                    result = results.next(timeout=0.2)
-                    break
-                except multiprocessing.TimeoutError:
-                    bar.update(done.value - bar.n)
-            yield result
-        bar.update(done.value - bar.n)
-
-
-def _start_worker(done) -> None:
-    global _done
-    _done = done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process tells of the interruption, once
-
-
 def _work(portion: tuple) -> tuple:
-    return evaluate_portion(*portion, _count)
-
-
-def _count(frames: int) -> None:
-    with _done.get_lock():
-        _done.value += frames
+    return evaluate_portion(*portion)
 
 
 def cores() -> int:

@@ -186,7 +186,7 @@ def measure_training(args) -> dict[str, float]:
             config = type(config)(**{**vars(config), "image_size": size, "mask_size": config.mask_for(size)})
         fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
         source = Streets(None, "train", videos=2, image_size=config.image_size)
-        stream = TrainingStream([Clips(source, fmt, settings.augmentation, history_config=settings.history)])
+        stream = TrainingStream([Clips(source, fmt, settings.augmentation, settings.history)])
         workers = len(os.sched_getaffinity(0))
         loader = iter(DataLoader(stream, batch_size=None, num_workers=workers, sampler=range(10**6)))
         count = 4 if args.quick else 40

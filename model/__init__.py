@@ -1,7 +1,8 @@
 """The network, its diffusion and its stream: takes tensors, knows no data set and no file layout."""
 
 from model.checkpoint import CheckpointError
-from model.network.config import ConfigError, ModelConfig
+from model.checks import ConfigError
+from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.presets import PRESETS
 from model.stream.predictor import Panoptic, VideoPredictor

@@ -10,19 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 
-from data.labels import CLASSES_FILE, DEFAULT_SPACE, LabelSpace, label_space_of, read_label_space
+from data.labels import CLASSES_FILE, DEFAULT_SPACE, label_space_of
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
-from model.network.config import ConfigError, ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
+from model.stream.loading import config_of, model_for
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -79,60 +78,25 @@ class Card:
     title: str = "Pix2Seq-D, video panoptic segmentation"
 
 
-class HubModel(Pix2SeqD, PyTorchModelHubMixin):
-    """A Pix2SeqD that is configured by plain values, as the hub stores them."""
-
-    def __init__(self, config: dict[str, Any]):
-        super().__init__(ModelConfig.from_dict(config))
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, config: dict[str, Any] | None = None, **options: Any) -> "HubModel":
-        if config is None:
-            raise CheckpointError(f"{model_id} has no config.json: it is no model of this program")
-        places = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-        path = Path(model_id) / WEIGHTS
-        if not Path(model_id).is_dir():
-            path = hf_hub_download(model_id, WEIGHTS, **{name: options[name] for name in places})
-        try:
-            weights = load_file(path)
-            with torch.device("meta"):  # nothing is allocated before the sizes fit
-                own = cls(config=config).state_dict()
-            checkpoints.check_shapes(own, weights, model_id)
-            model = cls(config=config)
-        except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"{model_id}: config.json is of no model of this program ({error})") from None
-        except (SafetensorError, FileNotFoundError) as error:
-            raise CheckpointError(f"{path} is missing or damaged ({error})") from None
-        checkpoints.load_weights(model, weights, model_id)
-        return model
-
-    @classmethod
-    def of(cls, model: Pix2SeqD) -> "HubModel":
-        """The same model, its weights shared."""
-        with torch.device("meta"):
-            wrapped = cls(config=model.config.to_dict())
-        wrapped.load_state_dict(model.state_dict(), assign=True)
-        return wrapped
-
-    def generate_model_card(self, card: Card, repository: str) -> ModelCard:
-        metadata = ModelCardData(
-            license=card.license,
-            library_name="pytorch",
-            pipeline_tag="image-segmentation",
-            tags=["video-panoptic-segmentation", "diffusion", "pix2seq-d", "pytorch_model_hub_mixin"],
-        )
-        return ModelCard.from_template(
-            metadata,
-            template_str=TEMPLATE,
-            title=card.title,
-            repository=repository,
-            parameters=f"{sum(p.numel() for p in self.parameters()) / 1e6:.1f}",
-            size=" x ".join(map(str, self.config.image_size)),
-            data=card.data,
-            licence=f"The weights: {card.license}.",
-            figures=_table(card.figures),
-            limits=card.limits,
-        )
+def model_card(model: Pix2SeqD, card: Card, repository: str) -> ModelCard:
+    metadata = ModelCardData(
+        license=card.license,
+        library_name="pytorch",
+        pipeline_tag="image-segmentation",
+        tags=["video-panoptic-segmentation", "diffusion", "pix2seq-d"],
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_str=TEMPLATE,
+        title=card.title,
+        repository=repository,
+        parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
+        size=" x ".join(map(str, model.config.image_size)),
+        data=card.data,
+        licence=f"The weights: {card.license}.",
+        figures=_table(card.figures),
+        limits=card.limits,
+    )
 
 
 class HubMixin:
@@ -154,20 +118,32 @@ class HubMixin:
         """A predictor from a checkpoint file, a folder (of `save_pretrained`, or a run's with model-latest.pt), or a
         model on the hub, `owner/name`. options: of VideoPredictor. Raises CheckpointError where it cannot be used.
         """
-        path = Path(source)
-        if path.is_file():
-            return cls.from_checkpoint(path, **options)
-        if path.is_dir() and not (path / WEIGHTS).exists():
-            return cls.from_checkpoint(path / checkpoints.LATEST, **options)
-        places = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = Path(source)
+        if folder.is_file() or (folder.is_dir() and not (folder / WEIGHTS).exists()):
+            return cls.from_checkpoint(folder, **options)
+        if not folder.is_dir():
+            places = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            try:
+                files = [WEIGHTS, CONFIG, CLASSES_FILE]
+                folder = Path(
+                    snapshot_download(str(source), **places, local_files_only=local_files_only, allow_patterns=files)
+                )
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise CheckpointError(
+                    f"{source} is no file and no folder, and cannot be had from the Hugging Face hub ({reason})"
+                ) from None
         try:
-            model = HubModel.from_pretrained(str(source), **places)
-            options.setdefault("space", _label_space(source, places))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"{source} is no file and no folder, and cannot be had from the Hugging Face hub ({reason})"
-            ) from None
+            config = json.loads((folder / CONFIG).read_text())
+        except (OSError, ValueError):
+            raise CheckpointError(f"{source} has no {CONFIG}: it is no model of this program") from None
+        try:
+            weights = load_file(folder / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / WEIGHTS} is missing or damaged ({error})") from None
+        model = model_for(config_of({"config": config}, folder / CONFIG), weights, source)
+        checkpoints.load_weights(model, weights, source)
+        options.setdefault("space", label_space_of(folder) or DEFAULT_SPACE)
         return cls(model, **options)
 
     def save_pretrained(self, folder: str | Path, card: Card | None = None, repository: str = "owner/name") -> None:
@@ -179,9 +155,12 @@ class HubMixin:
         folder = Path(folder)
         if (folder / "log.jsonl").exists() or any(folder.glob("model-*.pt")):
             raise CheckpointError(f"{folder} is the folder of a training run: save to another one")
-        words = {"card": card or Card(), "repository": repository}
-        HubModel.of(self.model).save_pretrained(folder, model_card_kwargs=words)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(folder / WEIGHTS))
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        (folder / CONFIG).write_text(json.dumps(self.model.config.to_dict(), indent=2) + "\n")
+        if not (folder / "README.md").exists():
+            model_card(self.model, card or Card(), repository).save(folder / "README.md")
         if self.space != DEFAULT_SPACE:
             (folder / CLASSES_FILE).write_text(json.dumps(self.space.to_dict(), indent=1) + "\n")
 
@@ -202,16 +181,6 @@ class HubMixin:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, card, repository)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
-
-
-def _label_space(source: str | Path, places: dict[str, Any]) -> LabelSpace:
-    """The classes beside a model: of its classes.json, else the default ones."""
-    if Path(source).is_dir():
-        return label_space_of(source) or DEFAULT_SPACE
-    try:
-        return read_label_space(hf_hub_download(str(source), CLASSES_FILE, **places))
-    except EntryNotFoundError:
-        return DEFAULT_SPACE
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.clips.clips import ClipFormat
+from data.clips.augmentation import Augmentation
+from data.clips.clips import ClipFormat, Clips
+from data.clips.history import HistoryConfig
 from data.io.images import write_image, write_panoptic
 from data.labels import CAR, DEFAULT_SPACE, PERSON, VOID, DataError
 from data.sets.frames import FrameRef
 
 FORMAT = ClipFormat(image_size=(48, 96), mask_size=(24, 48), slots=16, history_offsets=(-2, -1))
 NO_COLOR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+STILL = Augmentation(scale_range=(1.0, 1.0), crop=False, flip=0.0, **NO_COLOR)
 
 
 class Painted:
@@ -68,3 +71,15 @@ def make_kitti(folder: Path, numbers=(0, 1, 2, 10), sequence="000000") -> Path:
 def has_history(sample):
     """bool (T,): whether anything is known of each mask of a sample's history."""
     return sample["semantic_known"][:-1].flatten(1).any(dim=1)
+
+
+class Seeded(Clips):
+    """Clips by their number, which seeds what is drawn."""
+
+    def __getitem__(self, i: int) -> dict:
+        return self.sample(i, np.random.default_rng(i))
+
+
+def clips_of(source, fmt=FORMAT, augment=STILL) -> Seeded:
+    """Clips with all of their history; by default the middle of the frame, without augmentation."""
+    return Seeded(source, fmt, augment, HistoryConfig(history_dropout=0.0))

@@ -10,8 +10,8 @@ from small import CONFIG, Scenes
 
 from model import CheckpointError, ConfigError, ModelConfig, Pix2SeqD, VideoPredictor
 from model import checkpoint as checkpoints
+from model.checks import MAX_PIXELS
 from model.diffusion.loss import LossConfig
-from model.network.config import MAX_PIXELS
 from training.config import TrainingConfig
 from training.fit import fit
 

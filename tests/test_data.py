@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from painted import FORMAT, Broken, Painted, has_history, make_kitti, same
+from painted import FORMAT, Broken, Painted, clips_of, has_history, make_kitti, same
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.clips import cache
 from data.clips.augmentation import Augmentation
 from data.clips.cache import Cached
-from data.clips.clips import ClipFormat, Clips
+from data.clips.clips import ClipFormat
 from data.clips.mixture import TrainingStream
 from data.io.images import write_image
 from data.labels import VOID, DataError
@@ -72,7 +72,7 @@ def test_cityscapes_reads_real_frames():
     assert image.shape == (240, 320, 3)
     assert {0, 2, VOID} <= set(np.unique(semantic))
     assert instance.max() == 0
-    sample = Clips(source, FORMAT)[3]
+    sample = clips_of(source, FORMAT)[3]
     assert not has_history(sample).any()
     thing = sample["semantic"] > 11  # its things have no ids: crowd
     assert thing.any()
@@ -257,8 +257,8 @@ def test_gaps_are_counted_within_sequences():
 
 def stream(**options) -> TrainingStream:
     clips = [
-        Clips(Painted(range(7)), FORMAT, Augmentation()),
-        Clips(Painted(range(20), size=(48, 96)), FORMAT, Augmentation()),
+        clips_of(Painted(range(7)), FORMAT, Augmentation()),
+        clips_of(Painted(range(20), size=(48, 96)), FORMAT, Augmentation()),
     ]
     return TrainingStream(clips, **{"weights": (0.5, 0.5), "seed": 3, "samples": 24} | options)
 
@@ -291,7 +291,7 @@ def test_stream_covers_each_data_set_evenly_and_keeps_the_weights():
 
 
 def test_stream_skips_bad_files_only_when_asked(capsys):
-    clips = [Clips(Broken(range(9)), FORMAT)]
+    clips = [clips_of(Broken(range(9)), FORMAT)]
     with pytest.raises(DataError, match="broken"):
         list(TrainingStream(clips, samples=9))
     samples = list(TrainingStream(clips, samples=9, skip_bad_files=True))
@@ -308,7 +308,7 @@ def test_stream_skips_bad_files_only_when_asked(capsys):
             raise DataError("nothing works")
 
     with pytest.raises(DataError, match="16 samples in a row"):
-        TrainingStream([Clips(Hopeless(), FORMAT)], samples=1, skip_bad_files=True)[0]
+        TrainingStream([clips_of(Hopeless(), FORMAT)], samples=1, skip_bad_files=True)[0]
 
 
 def test_stream_refuses_bad_weights():
@@ -328,7 +328,7 @@ def test_cache_gives_what_the_source_gives_at_its_size(tmp_path):
             for a, b in zip(cached.read(i), source.read(i), strict=True):
                 np.testing.assert_array_equal(a, b)
                 assert a.dtype == b.dtype
-    assert same(Clips(cached, FORMAT)[5], Clips(source, FORMAT)[5])
+    assert same(clips_of(cached, FORMAT)[5], clips_of(source, FORMAT)[5])
 
 
 def test_cache_is_smaller_keyed_and_survives_damage(tmp_path):
@@ -390,7 +390,9 @@ def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room
 def test_real_clip_from_the_cache(tmp_path):
     source = KittiStep(SHARED / "KittiSTEP", "val")
     source.frames = source.frames[:6]
-    clips = Clips(Cached(source, (96, 320), tmp_path), ClipFormat((96, 320), (48, 160), 32, (-2, -1)), Augmentation())
+    clips = clips_of(
+        Cached(source, (96, 320), tmp_path), ClipFormat((96, 320), (48, 160), 32, (-2, -1)), Augmentation()
+    )
     sample = clips.sample(5, np.random.default_rng(0))
     assert sample["image"].shape == (3, 96, 320)
     assert has_history(sample).all()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from painted import clips_of
 
-from data.clips.clips import ClipFormat, Clips
+from data.clips.clips import ClipFormat
 from data.streets.source import Streets, render_video, tracked_only
 from metrics import Evaluation
 from model import VideoPredictor
@@ -64,7 +65,7 @@ def test_the_stream_of_two_videos(predictor, golden):
 def test_the_loss_of_a_clip(predictor, golden):
     model, config = predictor.model, predictor.model.config
     fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
-    clips = Clips(Streets(None, "test", videos=1, image_size=SIZE), fmt, fixed_slots=True)
+    clips = clips_of(Streets(None, "test", videos=1, image_size=SIZE), fmt)
     batch = to_device(torch.utils.data.default_collate([clips[4]]), torch.device("cpu"))
     draws = draw(0, [0], model, config.mask_size, "cpu")
     loss, _ = training_loss(model, config, LossConfig(stuff_by_class=True), batch, draws)

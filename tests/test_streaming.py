@@ -12,7 +12,7 @@ from small import CONFIG, lively_model, stream_step
 from data.clips import transforms
 from data.io.pixels import nearest
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
-from model.network.config import checked_size
+from model.checks import checked_size
 from model.stream import step
 from model.stream.adopt import adopt
 from model.stream.answer import candidates, decide, merged, slot_masses, split, through_mask

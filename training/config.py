@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from model.network.config import ConfigError
+from model.checks import ConfigError, in_range
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -45,19 +45,14 @@ class TrainingConfig:
             value = getattr(self, name)
             if value != "auto" and (isinstance(value, str) or value < least):
                 raise ConfigError(f"{name} must be auto, or {least} or more, not {value}")
-        for name in ("steps", "batch_size", "save_every", "max_nonfinite"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        in_range(self, 1, math.inf, "steps", "batch_size", "save_every", "max_nonfinite")
         if len(self.sampling) != 3 or any(n < 1 or n % 1 for n in self.sampling[:2]) or not 0 <= self.sampling[2] <= 1:
             raise ConfigError(f"sampling is two numbers of steps and a fraction, as 20 8 0.0, not {self.sampling}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("final_lr", "backbone_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if min(self.warmup, self.keep, self.milestone, self.validate_every) < 0:
-            raise ConfigError("warmup, keep, milestone and validate_every must be 0 or more")
+        in_range(self, 0, math.inf, "final_lr", "backbone_lr", "weight_decay")
+        in_range(self, 0, math.inf, "warmup", "keep", "milestone", "validate_every")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         for name in ("ema_decay", "beta2"):

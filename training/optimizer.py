@@ -77,10 +77,5 @@ class MuonAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Momenta alone: settings are of this run. Raises ValueError or KeyError for a state of another optimizer."""
         for part, name in ((self.muon, "muon"), (self.adamw, "adamw")):
-            chosen = [{k: v for k, v in group.items() if k != "params"} for group in part.param_groups]
-            part.load_state_dict(state_dict[name])
-            for group, settings in zip(part.param_groups, chosen, strict=True):
-                for key in set(group) - set(settings) - {"params"}:
-                    del group[key]
-                group.update(settings)
+            part.load_state_dict({**part.state_dict(), "state": state_dict[name]["state"]})
             check_moments(part)

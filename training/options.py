@@ -15,8 +15,8 @@ from data.clips.augmentation import Augmentation
 from data.clips.history import HistoryConfig
 from model import PRESETS, ConfigError, ModelConfig
 from model.backbone_weights import default_weights
+from model.checks import checked_size
 from model.diffusion.loss import LossConfig
-from model.network.config import checked_size
 from training.config import TrainingConfig
 
 COMMON = ("image_size", "steps", "batch_size", "accumulate", "lr", "save_every", "seed", "num_workers", "compile")

@@ -57,7 +57,7 @@ def training_stream(
     if args.cache != Path("none"):
         margin = max(settings.augmentation.scale_range[1], 1.0)
         sources = [cached(source, image_size, args.cache, margin, accelerator.print) for source in sources]
-    clips = [Clips(source, fmt, settings.augmentation, history_config=settings.history) for source in sources]
+    clips = [Clips(source, fmt, settings.augmentation, settings.history) for source in sources]
     total = training.steps * training.batch_size
     return TrainingStream(clips, args.dataset_weights, training.seed, total, args.skip_bad_files)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from model.checks import ConfigError
 from model.diffusion.draws import draw
 from model.diffusion.loss import training_loss
-from model.network.config import ConfigError
 from training.config import TrainingConfig
 from training.run import Run, Stop
 

@@ -8,36 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from data.clips.augmentation import Augmentation
 from data.clips.history import HistoryConfig, drop_masks
 from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.slots import assign_slots
-from data.clips.transforms import content_size, crop_view, draw_color, draw_thing, draw_view, view_image, view_labels
+from data.clips.transforms import content_size, draw_color, draw_thing, draw_view, view_image, view_labels
 from data.labels import VOID
 from data.sets.frames import FrameSource, history_index
 
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """The clips that a model takes. Raises ValueError for invalid values."""
+    """The clips that a model takes: fields of its configuration, which has checked them."""
 
     image_size: tuple[int, int]  # height, width
     mask_size: tuple[int, int]
     slots: int  # slot values are 0..slots-1; 0 = none
     history_offsets: tuple[int, ...] = ()  # in frames, oldest first: (-2, -1)
 
-    def __post_init__(self):
-        offsets = list(self.history_offsets)
-        if any(o >= 0 for o in offsets) or offsets != sorted(set(offsets)):
-            raise ValueError(f"history offsets must be negative, oldest first, as (-2, -1), not {tuple(offsets)}")
-        if not 2 <= self.slots <= 256:
-            raise ValueError(f"slots must be 2..256, not {self.slots}")
 
-
-class Clips(Dataset):
+class Clips:
     """The clips of a data set, one for each of its frames.
 
     With T history frames, image size (H, W) and mask size (h, w) a sample is a dict of
@@ -49,18 +41,8 @@ class Clips(Dataset):
     with the history first, oldest first, and the current frame last.
     """
 
-    def __init__(
-        self,
-        source: FrameSource,
-        fmt: ClipFormat,
-        augment: Augmentation | None = None,
-        fixed_slots: bool = False,
-        history_config: HistoryConfig | None = None,
-    ):
-        """augment, history_config: None for evaluation; fixed_slots: not random, but 1, 2, ... in the order of class
-        and id."""
-        self.source, self.fmt, self.augment, self.fixed_slots = source, fmt, augment, fixed_slots
-        self.history_config = history_config
+    def __init__(self, source: FrameSource, fmt: ClipFormat, augment: Augmentation, history: HistoryConfig):
+        self.source, self.fmt, self.augment, self.history_config = source, fmt, augment, history
         if source.is_video:
             self.history = history_index(source.frames, fmt.history_offsets)
         else:
@@ -69,22 +51,17 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self.source.frames)
 
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        return self.sample(i, np.random.default_rng(i))
-
     def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Clip i; all random choices come from the generator. Raises DataError for a file that cannot be read."""
         fmt, augment, is_thing = self.fmt, self.augment, self.source.space.is_thing
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
-        moved = augment is not None and generator.random() < augment.synthetic_history
-        if augment is not None and (moved or not self.source.is_video) and generator.random() < augment.paste:
+        moved = generator.random() < augment.synthetic_history
+        if (moved or not self.source.is_video) and generator.random() < augment.paste:
             other = self.source.read(int(generator.integers(len(self))))
             frame, semantic, instance = paste((frame, semantic, instance), other, generator, is_thing)
-        view, color = crop_view(size, fmt.image_size), None
-        if augment is not None:
-            view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
-            color = draw_color(augment, generator)
+        view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
+        color = draw_color(augment, generator)
 
         image = np.zeros((3, *fmt.image_size), np.uint8)
         height, width = content_size(size, fmt.image_size, view.zoom)
@@ -107,11 +84,8 @@ class Clips(Dataset):
             classes[t][content], ids[t][content] = maps
         history = (slice(None, -1), *content)
 
-        order = "random"
-        if self.history_config is not None:
-            drop_masks(classes[history], ids[history], self.history_config, generator)
-            order = self.history_config.slot_order
-        slot, no_slot = assign_slots(classes, ids, fmt.slots, None if self.fixed_slots else generator, order, is_thing)
+        drop_masks(classes[history], ids[history], self.history_config, generator)
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, self.history_config.slot_order, is_thing)
         semantic_known = classes != VOID
         return {
             "image": torch.from_numpy(image),

@@ -70,18 +70,14 @@ class TrainingStream(Dataset):
         generator = np.random.default_rng([self.seed, n])
         for attempt in range(MAX_ATTEMPTS):
             try:
-                sample = self.clips[d].sample(i, generator)
+                return self.clips[d].sample(i, generator) | {"skipped": torch.tensor(attempt)}
             except DataError as error:
                 if not self.skip_bad_files:
                     raise
-                if attempt == MAX_ATTEMPTS - 1:
-                    raise DataError(f"{MAX_ATTEMPTS} samples in a row cannot be read, at last: {error}") from None
-                self._name(str(error))
-                generator = np.random.default_rng([self.seed, n, attempt + 1])
-                i = int(generator.integers(self.lengths[d]))
-            else:
-                return sample | {"skipped": torch.tensor(attempt)}
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                self._name(reason := str(error))
+            generator = np.random.default_rng([self.seed, n, attempt + 1])
+            i = int(generator.integers(self.lengths[d]))
+        raise DataError(f"{MAX_ATTEMPTS} samples in a row cannot be read, at last: {reason}")
 
     def _name(self, message: str) -> None:
         if message not in self._named:

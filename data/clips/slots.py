@@ -10,19 +10,19 @@ def assign_slots(
     semantic: np.ndarray,
     instance: np.ndarray,
     slots: int,
-    generator: np.random.Generator | None,
+    generator: np.random.Generator,
     order: str = "random",
     is_thing: np.ndarray = IS_THING,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
 
-    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement; without a
-    generator they are 1, 2, ... in the order of class and id. With the order "position" only instances in the history
-    draw a slot. The others take free slots of their size, in order from left to right and as near to their own place as
-    possible (`slot_places`), so that chance does not decide between two close instances. Two orders are those
-    of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of the clip (data/video.py); "segments",
-    for images, also gives a slot to each class of stuff and to crowd, and draws from 1 to their number
-    (data/cityscapes.py).
+    semantic: trainIds or 255, instance: ids, both (T + 1, h, w). Slots are drawn without replacement. With the order
+    "position" only instances in the history draw a slot. The others take free slots of their size, in order from left
+    to right and as near to their own place as possible (`slot_places`), so that chance does not decide between two
+    close instances. Two orders are those of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of
+    the clip (data/video.py); "segments", for images, also gives a slot to each class of stuff and to crowd, and draws
+    from 1 to their number (data/cityscapes.py).
+
     If there are more instances than slots, of which there are 256 at most, the larger ones get them. Returns the slots,
     uint8, 0 for stuff; and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
     """
@@ -37,13 +37,10 @@ def assign_slots(
     keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
     taken = np.argsort(-area, kind="stable")[: slots - 1]
     table = np.zeros(keys.size, slot.dtype)
-    if generator is None:
-        table[np.sort(taken)] = np.arange(1, taken.size + 1)
-    else:
-        most = {"segments": keys.size, "shuffle": max(keys.size, int(ids.max(initial=0)))}.get(order, slots)
-        table[np.sort(taken)] = 1 + generator.choice(min(most, slots - 1), taken.size, replace=False)
-        if order == "position":
-            _place(table, taken, index, thing, semantic.shape, slots)
+    most = {"segments": keys.size, "shuffle": max(keys.size, int(ids.max(initial=0)))}.get(order, slots)
+    table[np.sort(taken)] = 1 + generator.choice(min(most, slots - 1), taken.size, replace=False)
+    if order == "position":
+        _place(table, taken, index, thing, semantic.shape, slots)
     slot[thing] = table[index]
     no_slot[thing[slot[thing] == 0]] = True
     return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)

@@ -1,11 +1,10 @@
 """A video that inference reads, frame after frame: images, a video file, an animated image, a stream."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -104,33 +103,12 @@ def _read_pages(path: Path) -> Iterator[np.ndarray]:
 
 
 def prefetched(items: Iterator, ahead: int = 4) -> Iterator:
-    """The items of an iterator; a thread takes a few ahead."""
-    taken: queue.Queue = queue.Queue(ahead)
-    gone = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not gone.is_set():
-            try:
-                taken.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
+    """The items of an iterator, none of which is None; a thread takes a few ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(next, items, None) for _ in range(ahead))
         try:
-            for item in items:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # passed on to the thread that waits for the item
-            put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (item := taken.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        gone.set()
+            while (item := coming.popleft().result()) is not None:
+                coming.append(pool.submit(next, items, None))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.checks import in_range
 from model.diffusion.bits import history_to_bits, labels_to_bits
 from model.diffusion.draws import Draws
 from model.diffusion.schedule import add_noise
-from model.network.config import ConfigError, ModelConfig
+from model.network.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,8 @@ class LossConfig:
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):
-        if not 0 <= self.instance_weight < math.inf:
-            raise ConfigError(f"instance_weight must be 0 or more, not {self.instance_weight}")
-        if self.loss_stride < 1:
-            raise ConfigError(f"loss_stride is 1 or more, not {self.loss_stride}")
+        in_range(self, 0, math.inf, "instance_weight")
+        in_range(self, 1, math.inf, "loss_stride")
 
 
 def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, stuff_by_class: bool = False) -> Tensor:

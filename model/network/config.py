@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from data.io.pixels import area_scale
+from model.checks import MAX_PIXELS, ConfigError, check
 from model.network.backbones import BACKBONES
-
-# What a configuration may ask for where no weight's size bears it out, so that a file cannot ask for any memory
-MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
-MAX_HISTORY = 100  # frames back
-MAX_LEVELS = 8
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message says which value is wrong and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -63,53 +55,7 @@ class ModelConfig:
     transformer_heads: Annotated[int, "their heads"] = 8
 
     def __post_init__(self):
-        for name in ("image_size", "mask_size"):
-            size = getattr(self, name)
-            if len(size) != 2 or min(size) < 8 or max(size) > 16_384 or math.prod(size) > MAX_PIXELS:
-                raise ConfigError(
-                    f"{name} {size} must be height and width, 8 to 16384 each, {MAX_PIXELS:,} pixels at most"
-                )
-        two = len(self.code_bits) == 2 and all(1 <= n <= 8 for n in self.code_bits)
-        if not 1 <= self.classes <= 254:
-            raise ConfigError(f"classes must be 1 to 254, not {self.classes}")
-        if not two or 2 ** self.code_bits[0] <= self.classes:
-            least = self.classes.bit_length()
-            raise ConfigError(f"code_bits {self.code_bits}: two codes of 1 to 8 bits, the first of {least} or more")
-        if self.history_length > MAX_HISTORY:
-            raise ConfigError(f"history_offsets {self.history_offsets} must not reach back over {MAX_HISTORY} frames")
-        if any(o >= 0 for o in self.history_offsets) or list(self.history_offsets) != sorted(set(self.history_offsets)):
-            raise ConfigError(f"history_offsets {self.history_offsets} must be negative and ascending, as in -2 -1")
-        if self.patch < 1 or any(n % self.patch for n in self.mask_size):
-            raise ConfigError(f"mask_size {self.mask_size} must be a multiple of patch {self.patch}")
-        if self.published and (self.patch > 1 or self.located or not self.denoiser_depth):
-            raise ConfigError("published is for patch 1, not located, denoiser_depth above 0: else give --no-published")
-        if self.detail and self.patch == 1:
-            raise ConfigError("detail is for a patch above 1: there give --no-detail")
-        if not 0 < self.scale < math.inf:
-            raise ConfigError(f"scale {self.scale} must be above 0")
-        widths = ("encoder_dim", "map_channels", "dim", "pixel_dim", "transformer_dim")
-        for name in (*widths, "encoder_heads", "transformer_heads"):
-            if not 1 <= getattr(self, name) <= 8192:
-                raise ConfigError(f"{name} must be 1 to 8192, not {getattr(self, name)}")
-        for name in ("encoder_depth", "denoiser_depth"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise ConfigError(f"{name} must be 0 to 100, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be 0 or more and below 1, not {self.dropout}")
-        if self.dim % 2:
-            raise ConfigError(f"dim {self.dim} must be even: half of the time's encoding is sines, half cosines")
-        levels = self.multipliers
-        if not 1 <= len(levels) <= MAX_LEVELS or levels[0] != 1 or min(levels) < 1 or max(levels) > 64:
-            raise ConfigError(f"multipliers {levels} must be at most {MAX_LEVELS}, start with 1 and be 1 to 64 each")
-        for name, width, heads in (
-            ("encoder", self.encoder_dim, self.encoder_heads),
-            ("transformer", self.transformer_dim, self.transformer_heads),
-        ):
-            if width % (4 * heads):
-                raise ConfigError(f"{name}_dim {width} must be a multiple of 4 times its {heads} heads")
-        for name in ("things", "tracked"):
-            if any(not 0 <= c < self.classes for c in getattr(self, name)):
-                raise ConfigError(f"{name} {getattr(self, name)} must be classes, 0..{self.classes - 1}")
+        check(self)
 
     @property
     def bits(self) -> int:
@@ -170,10 +116,3 @@ class ModelConfig:
             if name in values and (isinstance(value, tuple) != several or not {type(v) for v in parts} <= kinds):
                 raise ConfigError(f"{name} cannot be {value!r}"[:200])
         return cls(**values)
-
-
-def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """A height and width. Raises ConfigError for what is none."""
-    if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
-        raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
-    return tuple(image_size)

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from data.io.pixels import to_rgb
 from data.labels import DEFAULT_SPACE, LabelSpace
 from model import checkpoint as checkpoints
+from model.checks import ConfigError, checked_size
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
-from model.network.config import ConfigError, checked_size
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.precision import cast_weights, fold_norms, make_fast, precision
 from model.stream.cuda_graphs import GraphedSampling

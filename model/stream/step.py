@@ -7,6 +7,7 @@ order: so a CPU sees several at once (inference.py, seeing_ahead). The state is 
 batched, and a half-done video can be resumed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.checks import ConfigError, in_range
 from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
 from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
-from model.network.config import ConfigError, ModelConfig
+from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.stream.answer import candidates, full_size, merged, slot_masses, split, to_host
 from model.stream.state import Moment, StreamState
@@ -43,19 +45,11 @@ class StreamConfig:
     average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
 
     def __post_init__(self):
-        if self.max_gap < 0:
-            raise ConfigError(f"max_gap must be 0 or more, not {self.max_gap}")
-        if self.first_steps < 1 or self.steps < 1:
-            raise ConfigError(f"steps must be 1 or more, not {self.first_steps} and {self.steps}")
+        in_range(self, 1, math.inf, "first_steps", "steps")
+        in_range(self, 0, math.inf, "max_gap", "history_steps")
+        in_range(self, 0, 1, "merge", "class_split", "time_difference")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
-        if self.history_steps < 0:
-            raise ConfigError(f"history_steps must be 0 or more, not {self.history_steps}")
-        for name in ("merge", "class_split"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a share, 0..1, not {getattr(self, name)}")
-        if not 0 <= self.time_difference <= 1:
-            raise ConfigError(f"time_difference is a fraction of the time range, 0..1, not {self.time_difference}")
 
     @property
     def fresh_steps(self) -> int:
