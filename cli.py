@@ -201,17 +201,18 @@ def add_dataclass(
 ) -> None:
     """Add one flag for each field of a configuration dataclass: `name: Annotated[type, help, choices]`.
 
-    defaults: an instance, whose values the help shows; common: fields that `-h` shows. A flag that is not given is
-    None, so that `given` can tell.
+    defaults: an instance, whose values the help shows, or the class, where it shows none; common: fields that `-h`
+    shows. A flag that is not given is None, so that `given` can tell.
     """
     group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(type(defaults), include_extras=True)
+    cls = defaults if isinstance(defaults, type) else type(defaults)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(defaults):
         if field.name not in skip:
             hint, text, choices = (*typing.get_args(hints[field.name]), ())[:3]
             kind, nargs = _value_type(hint)
             option = Option(field.name, None, text, tuple(choices), kind, nargs, rare=field.name not in common)
-            _add(group, option, shown=getattr(defaults, field.name))
+            _add(group, option, shown=None if defaults is cls else getattr(defaults, field.name))
 
 
 def given(args: argparse.Namespace, cls: type) -> dict[str, object]:

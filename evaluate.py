@@ -22,7 +22,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -32,10 +32,10 @@ from cli import Option
 
 with cli.imports():
     import numpy as np
+    import torch
     from tqdm import tqdm
 
     from data.io.export import export_cityscapes, export_kitti_step, write_json
-    from data.io.files import LeftOut, in_words
     from data.io.label_files import (
         CITYSCAPES,
         SPLITS,
@@ -46,12 +46,14 @@ with cli.imports():
         read_labels,
         split_of,
     )
+    from data.io.listing import LeftOut, in_words
+    from data.io.pixels import nearest
     from data.labels import DEFAULT_SPACE, DataError, LabelSpace, read_label_space
     from metrics import Evaluation
     from metrics.remarks import in_table, on_edges, shape_of, why_not
     from model import ModelConfig
     from model import checkpoint as checkpoints
-    from model.stream.answer import through_mask
+    from model.stream.answer import decide
     from model.stream.loading import config_of
 
 EXPORTS = ("cityscapes", "kitti_step")
@@ -340,6 +342,20 @@ def evaluate_portion(
         except DataError as error:
             problems.append(f"unfit labels: {error}")
     return evaluation, problems, shapes
+
+
+def through_mask(semantic: np.ndarray, track: np.ndarray, mask_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The truth as a perfect model would predict it: resized to the mask's size and back.
+
+    semantic, track: class indices and ids (H, W), returned in their types and size. What is lost is what the mask is
+    too coarse to show.
+    """
+    keys = semantic.astype(np.int64) << 32 | track
+    values, labels = np.unique(nearest(keys, mask_size), return_inverse=True)
+    labels = torch.from_numpy(labels.reshape(mask_size))
+    certain = torch.eye(len(values))
+    decided = values[decide(labels, lambda pixels: certain[labels.flatten()[pixels]], semantic.shape).numpy()]
+    return (decided >> 32).astype(semantic.dtype), (decided & 0xFFFFFFFF).astype(track.dtype)
 
 
 def _work(portion: tuple) -> tuple:

@@ -16,7 +16,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -31,12 +31,12 @@ with cli.imports():
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from data.draw.live import Live
-    from data.io.files import LeftOut, in_words
+    from data.draw.live import Live, opened
+    from data.io.listing import LeftOut, in_words
     from data.io.lock import sole_writer
     from data.labels import DataError, LabelSpace
     from data.videos.cuts import Cuts
-    from data.videos.find import check_files, find_sequences, remarks, share
+    from data.videos.find import find_sequences, remarks, share, without_bad
     from data.videos.folder import check_given, fingerprint, merge_tracks, note_run
     from data.videos.output import SequenceOutput
     from data.videos.overlays import WRITERS
@@ -44,13 +44,12 @@ with cli.imports():
     from data.videos.video import is_stream
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
     from model.checkpoint import LATEST
-    from model.diffusion.samplers import SAMPLERS
-    from model.stream.adopt import adopt
+    from model.stream.ahead import WORKERS, seeing_ahead
+    from model.stream.history import adopt
     from model.stream.state import Moment
 
 TRAINED = Path("results/train/model-latest.pt")
 SHIPPED = Path("results/pretrained/model-tiny.pt")
-WORKERS = 4  # threads, at most, in which a CPU sees frames ahead of their turn
 
 OPTIONS = {
     "files": [
@@ -64,22 +63,10 @@ OPTIONS = {
         cli.Option("skip_bad_files", False, "go on without images that cannot be read, and list them", rare=True),
         cli.Option("restart", False, "do not continue a half-done output folder, start over", rare=True),
     ],
-    "sampling (none: what the checkpoint recommends)": [
-        cli.Option("first_steps", None, "denoising steps of a frame without history", kind=int),
-        cli.Option("steps", None, "denoising steps of each frame after it", kind=int),
-        cli.Option("time_difference", None, "asymmetric time intervals, a fraction of the time range", kind=float),
-        cli.Option("sampler", None, "how a step is made", tuple(SAMPLERS)),
-        cli.Option("seed", 42, "of the noise"),
-        cli.Option("history_steps", None, "of the later frames' steps, how many see the history", kind=int, rare=True),
-        cli.Option("average_classes", None, "classes by all steps, not by the last alone", kind=bool, rare=True),
-        cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int, rare=True),
-        cli.Option("merge", None, "merge slots this likely for each other's pixels; 0: never", kind=float, rare=True),
-        cli.Option("class_split", None, "split a class off a slot at this share; 0: never", kind=float, rare=True),
-        cli.Option("max_gap", None, "frames for which a lost track can come back; 0: none", kind=int, rare=True),
-    ],
-    "history": [
+    "history and noise": [
         cli.Option("use_frames_before", 0, "take the first N frames' masks from the output folder as given"),
         cli.Option("independent_frames", False, "images that are no video: no frame has a history"),
+        cli.Option("seed", 42, "of the noise"),
         cli.Option("cuts", True, "history ends where the pictures change or the frame numbers jump"),
     ],
     "machine": [
@@ -92,29 +79,25 @@ OPTIONS = {
         cli.Option("quiet", False, "no progress bar", rare=True),
     ],
 }  # fmt: skip
-SAMPLING = next(group for title, group in OPTIONS.items() if title.startswith("sampling"))
+COMMON = ("first_steps", "steps", "time_difference", "sampler")  # of the sampling: what -h shows
 
 
 def main() -> int:
     parser = cli.Parser(__doc__)
     cli.add_options(parser, OPTIONS)
+    cli.add_dataclass(parser, StreamConfig, "sampling (none: what the checkpoint recommends)", COMMON, ("seed",))
     args = parser.parse_args()
 
     # Everything is checked before anything is computed or written
     if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
-    sampling = {o.name: getattr(args, o.name) for o in SAMPLING if getattr(args, o.name) is not None}
+    sampling = cli.given(args, StreamConfig)
     StreamConfig(**sampling)
     left_out: LeftOut = {}
     sequences = inputs(args.input_folder, left_out)
     if not args.quiet and not int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first speaks
         print("".join(f"{line}\n" for line in remarks(sequences, args.cuts and not args.independent_frames)), end="")
-    bad = check_files(sequences)
-    no_videos = [fault for path, fault in bad.items() if path in {s.video for s in sequences}]
-    sequences = [s for s in sequences if s.video not in bad]
-    if bad and not (args.skip_bad_files and sequences):
-        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DataError(f"{next(iter(bad.values()))}{more}; --skip_bad_files does the others")
+    sequences, no_videos = without_bad(sequences, args.skip_bad_files)
     check_given(sequences, args.output_folder, args.use_frames_before)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
@@ -145,7 +128,9 @@ def write_all(
 
     version: the time of change of the checkpoint before it was read.
     """
-    flags = vars(predictor.config) | {option.name: getattr(args, option.name) for option in OPTIONS["history"]}
+    flags = vars(predictor.config) | {
+        option.name: getattr(args, option.name) for option in OPTIONS["history and noise"]
+    }
     flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
     run = fingerprint(args.checkpoint, flags)
     if args.checkpoint.stat().st_mtime_ns != version:
@@ -157,8 +142,9 @@ def write_all(
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
     quiet = args.quiet or not processes.is_main_process
+    page = args.live and processes.is_main_process
     with (
-        shown_live(args, predictor.space, processes) as live,
+        contextlib.closing(opened(args.colorblind, predictor.space)) if page else contextlib.nullcontext() as live,
         tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
     ):
         jobs = [Job(sequences[number], number, args, run, bar, predictor.space, live) for number in mine]
@@ -172,18 +158,6 @@ def write_all(
         print("".join(f"{remark}\n" for job in jobs for remark in job.remarks), end="")
         print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
     return failures
-
-
-def shown_live(args, space: LabelSpace, processes: PartialState):
-    """The page of --live, or None, as a context. Raises UsageError where no port can be had."""
-    if not args.live or not processes.is_main_process:
-        return contextlib.nullcontext()
-    try:
-        live = Live(args.colorblind, space)
-    except OSError as error:
-        raise cli.UsageError(f"--live: no page can be served on this machine ({error})") from None
-    live.open()
-    return contextlib.closing(live)
 
 
 def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
@@ -327,29 +301,12 @@ class Job:
             self.remarks.append(f"{self.sequence.name}: cut before frame {shown}, where the picture changes")
 
 
-@contextlib.contextmanager
-def seeing_ahead(predictor: VideoPredictor, jobs: list[Job]):
-    """Threads in which a CPU sees several frames at once: a network this small keeps one core busy, and not several.
-    None where a frame needs the history, or where it is shown as a camera gives it."""
-    threads = torch.get_num_threads()
-    workers = min(threads, WORKERS)
-    streams = any(is_stream(job.sequence.video) for job in jobs)
-    if predictor.device.type != "cpu" or not predictor.sees_ahead or streams or workers == 1:
-        yield None
-        return
-    torch.set_num_threads(threads // workers)  # of this thread, too: OpenMP's threads take a core while they wait
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
 def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
     """All videos, at most `width` of them side by side, each frame after frame; streams until they are interrupted."""
     waiting, running = list(jobs), []
-    with seeing_ahead(predictor, jobs) as pool, contextlib.ExitStack() as stack:
+    streams = any(is_stream(job.sequence.video) for job in jobs)  # shown as a camera gives them
+    ahead = contextlib.nullcontext() if streams else seeing_ahead(predictor)
+    with ahead as pool, contextlib.ExitStack() as stack:
         try:
             while waiting or running:
                 while waiting and len(running) < width:

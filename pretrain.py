@@ -53,10 +53,10 @@ OPTIONS = {
     ],
 }
 
-# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
-# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: it too,
-# with a ResNet's share of the learning rate; not yet trained. base: the released code's first stage of image
-# training, 800 epochs of Cityscapes' 2,975 images; its second is a command in docs/departures.md.
+# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py and
+# data/clips/settings.py. tiny: what measured best (benchmarks/quality.md). small: it too, with a ResNet's share of the
+# learning rate; not yet trained. base: the released code's first stage of image training, 800 epochs of Cityscapes'
+# 2,975 images; its second is a command in docs/departures.md.
 RECIPE = {
     # field                 tiny         small        base
     "image_size":          ((256, 512),  (480, 960),  (512, 1024)),  # pixels: Cityscapes' aspect
@@ -65,7 +65,7 @@ RECIPE = {
     "batch_size":          (8,           16,          512),          # samples of one step
     "optimizer":           ("muon",      "muon",      "adamw"),
     "lr":                  (5e-3,        3e-3,        1e-4),
-    "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
+    "backbone_lr":         (0.15,        0.03,        1.0),          # share of lr
     "warmup":              (50,          500,         29),           # steps
     "ema_decay":           (0.998,       0.999,       0.999),
     "sampling":            ((4, 2, 0.5), (8, 4, 0.5), (20, 8, 0.05)),  # first and later steps, time difference
@@ -74,8 +74,9 @@ RECIPE = {
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "segments"),
-    "history_absent":      (0.9,         0.9,         0.0),          # share of clips
-    "synthetic_history":   (0.1,         0.1,         0.0),          # share of clips: own mask, moved
+    "least_area":          (24,          24,          0),            # mask pixels; smaller things have no slot
+    "history_absent":      (0.9,         0.9,         0.0),          # share of clips of video
+    "synthetic_history":   (0.1,         0.1,         0.0),          # share of stills: own mask, moved
     "scale_range":         ((0.7, 2.2),  (0.7, 2.2),  (1.0, 3.0)),
     "brightness":          (0.2,         0.2,         0.8),
     "contrast":            (0.2,         0.2,         0.8),

@@ -52,10 +52,9 @@ OPTIONS = {
     ],
 }
 
-# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py,
-# data/clips/history.py and data/clips/augmentation.py. tiny: what measured best (benchmarks/quality.md). small: it too,
-# with a ResNet's share of the learning rate; not yet trained. base: the released code's training on KITTI-STEP
-# (docs/departures.md).
+# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py and
+# data/clips/settings.py. tiny: what measured best (benchmarks/quality.md). small: it too, with a ResNet's share of the
+# learning rate; not yet trained. base: the released code's training on KITTI-STEP (docs/departures.md).
 RECIPE = {
     # field                 tiny         small        base
     "image_size":          ((208, 640),  (384, 1248), (384, 1248)),  # pixels: KITTI-STEP's aspect
@@ -64,7 +63,7 @@ RECIPE = {
     "batch_size":          (16,          16,          32),           # samples of one step
     "optimizer":           ("muon",      "muon",      "adamw"),
     "lr":                  (2e-3,        1e-3,        1e-5),
-    "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
+    "backbone_lr":         (0.15,        0.03,        1.0),          # share of lr
     "warmup":              (50,          500,         0),            # steps
     "final_lr":            (0.1,         0.1,         1.0),          # share of lr
     "ema_decay":           (0.998,       0.999,       0.99),
@@ -74,8 +73,9 @@ RECIPE = {
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "shuffle"),
-    "history_absent":      (0.8,         0.8,         0.0),          # share of clips
-    "synthetic_history":   (0.2,         0.2,         0.0),          # share of clips: own mask, moved
+    "least_area":          (24,          24,          0),            # mask pixels; smaller things have no slot
+    "history_absent":      (0.8,         0.8,         0.0),          # share of clips of video
+    "synthetic_history":   (0.2,         0.2,         0.0),          # share of stills: own mask, moved
     "scale_range":         ((0.8, 1.8),  (0.8, 1.8),  (1.0, 1.0)),
     "brightness":          (0.2,         0.2,         0.0),
     "contrast":            (0.2,         0.2,         0.0),

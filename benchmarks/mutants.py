@@ -52,6 +52,7 @@ LOSS, UNET, STEP, TRACKS = (
 )
 ANSWER, ENCODER, LAYERS = "model/stream/answer.py", "model/network/encoder.py", "model/network/layers.py"
 SAMPLERS, BITS, SCHEDULE = "model/diffusion/samplers.py", "model/diffusion/bits.py", "model/diffusion/schedule.py"
+ESTIMATE, PAST = "model/diffusion/estimate.py", "model/stream/history.py"
 OPTIMIZER, MUON = "training/optimizer.py", "training/muon.py"
 TRAIN_STEP, FIT = "training/step.py", "training/fit.py"
 CLIPS, SLOTS, HISTORY = "data/clips/clips.py", "data/clips/slots.py", "data/clips/history.py"
@@ -62,7 +63,7 @@ MUTANTS = [
     Mutant("bits-reversed", BITS, "torch.arange(bits - 1, -1, -1,", "torch.arange(0, bits, 1,"),
     Mutant("unknown-bits-are-a-mask", BITS, "torch.zeros(1, bits, device=code.device)",
            "-scale * torch.ones(1, bits, device=code.device)"),
-    Mutant("estimate-not-scaled", BITS, "torch.cat(estimates).mul_(scale)", "torch.cat(estimates)"),
+    Mutant("estimate-not-scaled", ESTIMATE, "torch.cat(estimates).mul_(scale)", "torch.cat(estimates)"),
     Mutant("history-bits-newest-first", BITS, "labels_to_bits(*(m.flatten(0, 1) for m in maps)",
            "labels_to_bits(*(m.flip(1).flatten(0, 1) for m in maps)"),
     Mutant("gamma-not-squared", SCHEDULE, "math.cos(angle) ** 2", "math.cos(angle)"),
@@ -118,7 +119,7 @@ MUTANTS = [
            "Moment(video, number + 1, first)"),
     Mutant("seen-ahead-with-a-lost-history", "inference.py", "first = bad  #", "first = False  #"),
     Mutant("second-look-has-the-history", STEP, "look(config.fresh_steps, None, fresh=True)", "look(config.fresh_steps, history, fresh=True)"),
-    Mutant("crowd-known-in-the-history", STEP, "known & ~nameless", "known"),
+    Mutant("crowd-known-in-the-history", PAST, "known & ~nameless", "known"),
     Mutant("void-is-an-answer", ANSWER, "codes = codes[..., 1:]  # void is never an answer\n    semantic = codes.max(dim=-1).indices + 1",
            "semantic = codes.max(dim=-1).indices\n    codes = codes[..., 1:]"),
     Mutant("classes-share-a-slot", STEP, "elif config.class_split:", "elif False:"),
@@ -139,11 +140,11 @@ MUTANTS = [
     Mutant("decay-on-norms-and-biases", OPTIMIZER, "(0.0, [p for p in part if p.ndim < 2]),",
            "(config.weight_decay, [p for p in part if p.ndim < 2]),"),
     Mutant("beta2-ignored", OPTIMIZER, "betas=(0.9, config.beta2), fused=True", "betas=(0.9, 0.999), fused=True"),
-    Mutant("backbone-share-ignored", OPTIMIZER, 'group["lr"] = lr * group.get("lr_share", 1.0)', 'group["lr"] = lr'),
+    Mutant("backbone-share-ignored", TRAIN_STEP, 'group["lr"] = lr * group.get("lr_share", 1.0)', 'group["lr"] = lr'),
     Mutant("muon-without-nesterov", MUON, "torch._foreach_lerp(buffers, grads, 1 - group[\"momentum\"])  # Nesterov", "[b.clone() for b in buffers]  # Nesterov"),
     Mutant("muon-not-scaled", MUON, "size = 0.2 * max(matrices[0].shape) ** 0.5", "size = 0.2"),
-    Mutant("warm-up-left-out", OPTIMIZER, "if step < config.warmup:", "if False:"),
-    Mutant("learning-rate-does-not-fall", OPTIMIZER, "(1 - (1 - config.final_lr) * done)", "1"),
+    Mutant("warm-up-left-out", TRAIN_STEP, "if step < config.warmup:", "if False:"),
+    Mutant("learning-rate-does-not-fall", TRAIN_STEP, "(1 - (1 - config.final_lr) * done)", "1"),
     Mutant("freeze-backbone-without-effect", FIT, "if config.freeze_backbone:", "if False:"),
     Mutant("ema-decay-ignored", FIT, "beta=config.ema_decay", "beta=0.5"),
     # Data
@@ -154,7 +155,7 @@ MUTANTS = [
     Mutant("small-instances-take-the-slots", SLOTS, "np.argsort(-area, kind=\"stable\")", "np.argsort(area, kind=\"stable\")"),
     Mutant("slots-from-right-to-left", SLOTS, "mine = mine[np.argsort(centre[mine], kind=\"stable\")]",
            "mine = mine[np.argsort(-centre[mine], kind=\"stable\")]"),
-    Mutant("history-never-dropped", HISTORY, "generator.random(len(semantic)) < config.history_dropout", "generator.random(len(semantic)) < 0"),
+    Mutant("history-never-dropped", HISTORY, "generator.random(len(semantic)) < dropout", "generator.random(len(semantic)) < 0"),
     Mutant("history-of-another-sequence", FRAMES, "if k == 0 or gap:", "if not runs or gap:"),
     Mutant("history-across-gaps", FRAMES, "if k == 0 or gap:", "if k == 0:"),
     Mutant("void-is-known", CLIPS, "semantic_known = classes != VOID", "semantic_known = classes == classes"),

@@ -34,20 +34,13 @@ with cli.imports():
     from data.sets.frames import FrameSource
     from data.sets.registry import DATASETS
     from metrics import Evaluation
-    from model import VideoPredictor
+    from model import StreamConfig, VideoPredictor
 
 OPTIONS = {
     "what": [
         cli.Option("checkpoint", Path("results/pretrained/model-tiny.pt"), "weights"),
         cli.Option("settings", None, "first_steps,steps,time_difference; none, here and below: recommended", nargs="+"),
-        cli.Option("history_steps", None, "of a later frame's steps, how many see the history", kind=int),
-        cli.Option("average_classes", None, "classes by all steps' answers", kind=bool),
-        cli.Option("merge", None, "merge slots that are this likely for each other's pixels; 0: never", kind=float),
-        cli.Option("class_split", None, "a class with this share of a slot is split off it; 0: never", kind=float),
-        cli.Option("min_area", None, "instances of fewer mask pixels are dropped", kind=int),
-        cli.Option("max_gap", None, "frames for which a lost track can still be found again", kind=int),
         cli.Option("image_size", None, "area that frames are brought to; none: the model's", kind=int, nargs=2),
-        cli.Option("seed", 42, "of the noise"),
         cli.Option("components", False, "also connected components of the same classes"),
         cli.Option("references", False, "also the trivial references"),
         cli.Option("json", None, "file for the figures", kind=Path),
@@ -70,6 +63,8 @@ Answer = Callable[[Frame], Labels]
 def main() -> None:
     parser = cli.Parser(__doc__)
     cli.add_options(parser, OPTIONS)
+    in_settings = ("first_steps", "steps", "time_difference")
+    cli.add_dataclass(parser, StreamConfig, "sampling (none: recommended)", skip=in_settings)
     args = parser.parse_args()
     source = open_source(args)
     things = source.tracked
@@ -97,8 +92,7 @@ def open_source(args) -> FrameSource:
 
 
 def predictor_of(args, setting: str | None) -> VideoPredictor:
-    fields = ("history_steps", "average_classes", "merge", "class_split", "min_area", "max_gap", "seed")
-    sampling = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    sampling = cli.given(args, StreamConfig)
     if setting:
         try:
             first_steps, steps, time_difference = setting.split(",")

@@ -34,8 +34,9 @@ with cli.imports():
 
     import inference
     import train
-    from data.clips.clips import ClipFormat, Clips
+    from data.clips.clips import Clips
     from data.clips.mixture import TrainingStream
+    from data.clips.settings import ClipFormat
     from data.io.images import write_image
     from data.streets.source import Streets, render_video
     from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor

@@ -5,9 +5,9 @@ from model.checks import ConfigError
 from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.presets import PRESETS
+from model.stream.config import StreamConfig
 from model.stream.predictor import Panoptic, VideoPredictor
 from model.stream.state import StreamState
-from model.stream.step import StreamConfig
 
 __all__ = [
     "PRESETS",

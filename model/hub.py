@@ -1,9 +1,11 @@
-"""Predictors from and to the Hugging Face hub: weights as safetensors, the configuration as JSON, and a model card.
+"""How a predictor is loaded and saved: checkpoints, and folders as on the Hugging Face hub with weights as safetensors,
+the configuration as JSON and a model card.
 
-`HubMixin` gives VideoPredictor its `from_pretrained`, `save_pretrained` and `push_to_hub`. Unlike huggingface_hub's
-defaults, nothing is loaded that does not fit to the last tensor and setting, and nothing that needs pickle.
+`HubMixin` gives them to VideoPredictor. Unlike huggingface_hub's defaults, nothing is loaded that does not fit to the
+last tensor and setting, and nothing that needs pickle.
 """
 
+import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -19,7 +21,8 @@ from data.labels import CLASSES_FILE, DEFAULT_SPACE, label_space_of
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.loading import config_of, model_for
+from model.stream.config import StreamConfig
+from model.stream.loading import build, config_of, label_space_in, model_for, recommended
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TEMPLATE = """---
@@ -100,9 +103,26 @@ def model_card(model: Pix2SeqD, card: Card, repository: str) -> ModelCard:
 
 
 class HubMixin:
-    """What VideoPredictor has of the hub. The class needs `model` and to be built as `cls(model, **options)`."""
+    """The loading and saving of VideoPredictor. The class needs `model` and to be built as `cls(model, **options)`."""
 
     model: Pix2SeqD
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> Self:
+        """The averaged weights of a checkpoint file, or of the newest in a results folder. Raises CheckpointError.
+
+        options: of the constructor, or fields of StreamConfig, which replace what the checkpoint recommends.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / checkpoints.LATEST
+        stored = checkpoints.load(path)
+        model = build(stored, path)
+        fields = {f.name for f in dataclasses.fields(StreamConfig)}
+        sampling = recommended(stored, path) | {k: options.pop(k) for k in fields & options.keys()}
+        options.setdefault("config", StreamConfig(**sampling))
+        options.setdefault("space", label_space_in(stored, path))
+        return cls(model, **options)
 
     @classmethod
     def from_pretrained(

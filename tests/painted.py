@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.clips.augmentation import Augmentation
-from data.clips.clips import ClipFormat, Clips
-from data.clips.history import HistoryConfig
+from data.clips.clips import Clips
+from data.clips.settings import Augmentation, ClipFormat, HistoryConfig
 from data.io.images import write_image, write_panoptic
 from data.labels import CAR, DEFAULT_SPACE, PERSON, VOID, DataError
 from data.sets.frames import FrameRef

@@ -6,7 +6,7 @@ import torch
 from small import CONFIG, lively_model, stream_step
 
 from model import ConfigError, StreamConfig, VideoPredictor
-from model.stream.adopt import adopt
+from model.stream.history import adopt
 from model.stream.state import StreamState, Track
 from model.stream.tracks import _moved, advance, updated_track
 

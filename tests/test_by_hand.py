@@ -13,21 +13,22 @@ from small import CONFIG, Scenes, lively_model, scene
 from torch import nn
 
 from model import Pix2SeqD, StreamConfig, StreamState, VideoPredictor
-from model.diffusion.bits import expected_bits, history_to_bits, labels_to_bits
+from model.diffusion.bits import history_to_bits, labels_to_bits
 from model.diffusion.draws import Draws
+from model.diffusion.estimate import expected_bits
 from model.diffusion.loss import LossConfig, pixel_weights, training_loss
-from model.diffusion.samplers import ddim_step, ddpm_step, estimate, sample
+from model.diffusion.samplers import ddim_step, ddpm_step, sample
 from model.diffusion.schedule import add_noise, gamma, sampling_times
 from model.network.dropout import dropped
 from model.network.layers import ResidualBlock, coordinates
 from model.stream.answer import candidates
-from model.stream.step import _history
+from model.stream.history import past_masks
 from training.config import TrainingConfig
 from training.fit import fit
 from training.muon import orthogonal
-from training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from training.optimizer import build_optimizer
 from training.run import Run
-from training.step import StepBatches, optimizer_step
+from training.step import StepBatches, learning_rate, optimizer_step, set_learning_rate
 
 pytestmark = pytest.mark.quick
 
@@ -210,7 +211,8 @@ def test_classes_are_averaged_over_the_steps_and_each_step_knows_its_time():
     assert torch.allclose(output[:, :20], torch.stack([o for *_, o in seen])[:, :, :20].mean(dim=0), atol=1e-5)
     alone = model.denoiser(seen[2][1], torch.tensor([1 / 3]), condition)
     assert torch.allclose(output[:, 20:], alone[:, 20:], atol=1e-4)
-    assert torch.allclose(seen[1][1], ddim_step(x, estimate(CONFIG, seen[0][2]), 1.0, 2 / 3), atol=1e-5)
+    x0 = expected_bits(seen[0][2], CONFIG.code_sizes, CONFIG.code_bits, CONFIG.scale)
+    assert torch.allclose(seen[1][1], ddim_step(x, x0, 1.0, 2 / 3), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,7 +438,7 @@ def test_the_slots_of_things_without_a_track_are_unknown_in_the_history():
     maps = {"semantic": np.full((2, *size), 15, np.uint8), "slot": np.zeros((2, *size), np.uint8)}  # trucks, no slots
     maps["slot"][1, 0] = 4
     state = StreamState(0, frame=2, known=np.ones((2, *size), bool), **maps)
-    _, slot, known, slot_known = _history([state], CONFIG, size, torch.device("cpu"))
+    _, slot, known, slot_known = past_masks([state], CONFIG, size, torch.device("cpu"))
     assert known.all() and slot_known[0, 1, 0].all() and not slot_known[0, 1, 1:].any() and not slot_known[0, 0].any()
     assert (slot[0, 1, 0] == 4).all()
 

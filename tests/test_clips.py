@@ -1,19 +1,20 @@
 """Clips: sizes, unknown pixels, slots, augmentation, synthetic history."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from painted import FORMAT, NO_COLOR, Painted, clips_of, has_history, same
+from painted import FORMAT, NO_COLOR, STILL, Painted, clips_of, has_history, same
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from data.clips.augmentation import Augmentation
-from data.clips.clips import ClipFormat
-from data.clips.history import HistoryConfig, drop_masks
+from data.clips.clips import Clips
+from data.clips.history import drop_masks
 from data.clips.motion import Motion, draw_motion, view_moved
 from data.clips.paste import paste
+from data.clips.settings import Augmentation, ClipFormat, HistoryConfig
 from data.clips.slots import SIZES, assign_slots, in_order, slot_places
 from data.clips.transforms import (
     View,
@@ -200,6 +201,19 @@ def test_larger_instances_get_slots_when_there_are_too_few():
         assert sorted({int(slot[instance == k][0]) for k in (1, 2, 4)}) == [1, 2, 3]
 
 
+def test_instances_below_the_least_area_have_no_slot_and_are_unknown():
+    instance = np.repeat([1, 2, 3], [5, 4, 9])[None, None].astype(np.int32)
+    instance = np.concatenate([np.where(instance == 3, 0, instance), instance])  # in the last frame the third comes
+    instance[1, 0, 4] = 2  # the first has 5 pixels in one frame, the second 5 in the other
+    semantic = np.full(instance.shape, CAR, np.uint8)
+    for order in ("random", "position"):
+        slot, no_slot = assign_slots(semantic, instance, 8, np.random.default_rng(0), order, least_area=6)
+        assert (slot[instance != 3] == 0).all() and (slot[instance == 3] > 0).all()
+        np.testing.assert_array_equal(no_slot, instance != 3)
+        slot, _ = assign_slots(semantic, instance, 8, np.random.default_rng(0), order, least_area=5)
+        assert (slot[instance > 0] > 0).all()
+
+
 def test_same_id_in_two_classes_is_two_instances_and_stuff_has_none():
     semantic = np.array([[[CAR, PERSON, 0, VOID]]], np.uint8)
     slot, no_slot = assign_slots(semantic, np.array([[[7, 7, 7, 7]]], np.int32), 3, np.random.default_rng(0))
@@ -331,6 +345,16 @@ def test_still_images_get_a_history_with_the_same_instances():
     assert 0.3 < np.mean(overlaps) < 0.98  # moved, and not far
 
 
+@pytest.mark.parametrize(("is_video", "share"), [(False, 0.3), (True, 0.4)])
+def test_the_share_of_clips_with_a_history_is_the_one_that_is_asked_for(is_video, share):
+    source = Painted(size=(96, 192))
+    source.is_video = is_video
+    history = HistoryConfig(history_dropout=0.0, history_absent=0.6)
+    clips = Clips(source, FORMAT, dataclasses.replace(STILL, synthetic_history=0.3), history)
+    seen = [has_history(clips.sample(5, np.random.default_rng(seed))).any().item() for seed in range(200)]
+    assert np.mean(seen) == pytest.approx(share, abs=0.09)
+
+
 # History and slots ---------------------------------------------------------------------------------------------------
 
 
@@ -345,26 +369,24 @@ def scene_with_cars():
 
 
 def test_history_masks_are_dropped_each_by_itself_and_all_at_once():
-    def dropped(seed=0, **values):
+    def dropped(seed=0, dropout=0.0, absent=0.0):
         semantic, instance = scene_with_cars()
-        drop_masks(
-            semantic, instance, HistoryConfig(**({"history_dropout": 0.0} | values)), np.random.default_rng(seed)
-        )
+        drop_masks(semantic, instance, dropout, absent, np.random.default_rng(seed))
         return semantic, instance
 
     assert all(np.array_equal(a, b) for a, b in zip(dropped(), scene_with_cars(), strict=True))
-    for values in ({"history_absent": 1.0}, {"history_dropout": 1.0}):
+    for values in ({"absent": 1.0}, {"dropout": 1.0}):
         nothing, ids = dropped(**values)
         assert (nothing == VOID).all() and not ids.any()
-    kept = [(dropped(seed, history_dropout=0.5)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
+    kept = [(dropped(seed, dropout=0.5)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
     np.testing.assert_allclose(np.mean(kept, axis=0), 0.5, atol=0.12)
     assert {tuple(k) for k in kept} == {(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)}
-    absent = [(dropped(seed, history_absent=0.4)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
+    absent = [(dropped(seed, absent=0.4)[0] != VOID).any(axis=(1, 2)) for seed in range(200)]
     assert {tuple(k) for k in absent} == {(False,) * 3, (True,) * 3}
     np.testing.assert_allclose(np.mean(absent), 0.6, atol=0.1)
 
 
-@pytest.mark.parametrize("values", [{"history_dropout": 5.0}, {"history_absent": -0.1}])
+@pytest.mark.parametrize("values", [{"history_dropout": 5.0}, {"history_absent": -0.1}, {"least_area": -1}])
 def test_histories_that_cannot_be_are_refused(values):
     with pytest.raises(DataError):
         HistoryConfig(**values)

@@ -16,16 +16,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.clips import cache
-from data.clips.augmentation import Augmentation
 from data.clips.cache import Cached
-from data.clips.clips import ClipFormat
 from data.clips.mixture import TrainingStream
+from data.clips.settings import Augmentation, ClipFormat
 from data.io.images import write_image
 from data.labels import VOID, DataError
 from data.sets import kitti_step
 from data.sets.cityscapes import Cityscapes, read_target
 from data.sets.frames import FrameRef, count_gaps, history_index, natural_key, usual_step
 from data.sets.kitti_step import KittiStep
+from training import samples
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -363,10 +363,10 @@ def test_a_portrait_frame_is_stored_whole(tmp_path):
 def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room(tmp_path, monkeypatch):
     make_kitti(tmp_path / "kitti" / "train")
     source, said = KittiStep(tmp_path / "kitti"), []
-    through = cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append)
+    through = samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append)
     assert "0.0 GB" in said[0] and through.missing_bytes() == 4 * 6 * 35 * 75
     image = through.read(0)[0]
-    assert cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * 6 * 35 * 75
+    assert samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * 6 * 35 * 75
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -375,15 +375,16 @@ def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room
         patch.setattr(cache, "save_file", full)
         assert through.read(1)[0].shape == image.shape and not through._path(1).exists()
         assert through.read_labels(1)[0].shape == image.shape[:2]
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(samples.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     assert (
-        cache.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append) is source and "none is silent" in said[-1]
+        samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append) is source
+        and "none is silent" in said[-1]
     )
     (tmp_path / "file").touch()
-    assert cache.cached(source, (24, 48), tmp_path / "file", 1.5, said.append) is source
+    assert samples.cached(source, (24, 48), tmp_path / "file", 1.5, said.append) is source
     assert "cannot be written" in said[-1]
     painted = Painted()  # is made, not read
-    assert cache.cached(painted, (24, 48), tmp_path / "cache", 1.5, said.append) is painted
+    assert samples.cached(painted, (24, 48), tmp_path / "cache", 1.5, said.append) is painted
 
 
 @needs_kitti

@@ -8,8 +8,9 @@ import torch
 from small import CONFIG, lively_model, scene
 
 from model import ConfigError, ModelConfig, Pix2SeqD
-from model.diffusion.bits import bit_table, expected_bits, labels_to_bits
+from model.diffusion.bits import bit_table, labels_to_bits
 from model.diffusion.draws import draw, seeded
+from model.diffusion.estimate import expected_bits
 from model.diffusion.loss import LossConfig, pixel_weights, training_loss
 from model.diffusion.samplers import SAMPLERS, ddpm_step
 from model.diffusion.schedule import add_noise, gamma, sampling_times

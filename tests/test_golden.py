@@ -11,7 +11,7 @@ import pytest
 import torch
 from painted import clips_of
 
-from data.clips.clips import ClipFormat
+from data.clips.settings import ClipFormat
 from data.streets.source import Streets, render_video, tracked_only
 from metrics import Evaluation
 from model import VideoPredictor

@@ -17,8 +17,9 @@ from PIL import Image
 from running import call
 from test_inference import QUICK, draw, folder_of, infer, masks, save_model, tracks, two_threads  # noqa: F401
 
-from data.io.files import walk, whole
+from data.io.files import whole
 from data.io.images import read_image
+from data.io.listing import walk
 from data.io.pixels import to_rgb
 from data.labels import DataError
 from data.videos import output as outputs

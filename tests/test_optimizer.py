@@ -12,7 +12,8 @@ from model import Pix2SeqD
 from model.diffusion.loss import LossConfig
 from training.config import TrainingConfig
 from training.fit import fit
-from training.optimizer import MuonAdamW, build_optimizer
+from training.muon import MuonAdamW
+from training.optimizer import build_optimizer
 
 
 @pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])

@@ -23,8 +23,7 @@ from PIL import Image
 from running import call
 from small import CONFIG, FLAGS
 
-from data.clips.augmentation import Augmentation
-from data.clips.history import HistoryConfig
+from data.clips.settings import Augmentation, HistoryConfig
 from data.sets import kitti_step
 from model import ModelConfig
 from model import checkpoint as checkpoints

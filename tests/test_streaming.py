@@ -11,14 +11,14 @@ from small import CONFIG, lively_model, stream_step
 
 from data.clips import transforms
 from data.io.pixels import nearest
+from evaluate import through_mask
 from model import ConfigError, ModelConfig, StreamConfig, VideoPredictor
 from model.checks import checked_size
 from model.stream import step
-from model.stream.adopt import adopt
-from model.stream.answer import candidates, decide, merged, slot_masses, split, through_mask
+from model.stream.answer import candidates, decide, merged, slot_masses, split
+from model.stream.history import adopt, past_masks
 from model.stream.predictor import fit_frame
 from model.stream.state import StreamState
-from model.stream.step import _history
 from model.stream.tracks import advance
 
 ROAD, SKY, PERSON, CAR = 1, 11, 12, 14  # semantic codes, trainId + 1
@@ -424,7 +424,7 @@ def test_the_history_says_what_it_does_not_know_as_in_training():
     state = StreamState(0)
     for _ in range(2):
         _, _, state = follow(answer(CAR_5, (15, 3, 8, 8, 4, 4)), state, 4)
-    semantic, slot, known, slot_known = _history([state], CONFIG, (H, W), "cpu")
+    semantic, slot, known, slot_known = past_masks([state], CONFIG, (H, W), "cpu")
     truck = semantic == 15
     assert truck.any() and not slot_known[truck].any() and known.all() and slot_known[~truck].all()
     assert (slot[semantic == CAR] == 5).all()

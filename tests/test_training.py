@@ -26,9 +26,8 @@ from model.diffusion.loss import LossConfig
 from training.config import TrainingConfig
 from training.fit import fit
 from training.machine import MARGIN, slices
-from training.optimizer import learning_rate
 from training.run import Log
-from training.step import StepBatches
+from training.step import StepBatches, learning_rate
 
 SETTINGS = {
     "steps": 7, "batch_size": 4, "save_every": 3, "warmup": 2, "lr": 1e-3, "ema_decay": 0.9, "num_workers": 0,

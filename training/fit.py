@@ -6,7 +6,6 @@ the same result to the bit, with any number of workers, and a step has the same 
 
 import dataclasses
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from ema_pytorch import EMA
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from model.checkpoint import LATEST
 from model.diffusion.loss import LossConfig
 from model.network.pix2seq_d import Pix2SeqD
 from training.config import TrainingConfig
-from training.machine import loader_workers, slices
-from training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from training.run import Log, Picture, Run, Stop, Validate, outlive_signals
-from training.step import StepBatches, optimizer_step
+from training.machine import sample_loader, slices
+from training.optimizer import build_optimizer
+from training.run import Log, Picture, Run, Stop, Validate
+from training.step import StepBatches, learning_rate, optimizer_step, set_learning_rate
 
 
 def fit(
@@ -60,7 +59,13 @@ def fit(
         model.compile()
     parallel_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     ema = EMA(
-        model, beta=config.ema_decay, update_every=1, update_after_step=0, include_online_model=False, use_foreach=True
+        model,
+        beta=config.ema_decay,
+        min_value=config.ema_decay if model.config.published else 0.0,
+        update_every=1,
+        update_after_step=0,
+        include_online_model=False,
+        use_foreach=True,
     ).to(accelerator.device)
     ema.ema_model.eval()
     ema.step, ema.initted = ema.step.cpu(), ema.initted.cpu()  # it reads its counters in each step
@@ -75,7 +80,7 @@ def fit(
 
     log = Log(folder / "log.jsonl", run.step) if accelerator.is_main_process else None
     batches = StepBatches(config, run.step, accelerator.process_index, accelerator.num_processes)
-    loader = _loader(samples, batches, loader_workers(config, accelerator), accelerator.device)
+    loader = sample_loader(samples, batches, config, accelerator)
     with Stop() as stop:
         try:
             _loop(run, iter(loader), batches, log, stop, quiet)
@@ -92,25 +97,6 @@ def fit(
     if run.step < config.steps:
         run.say(f"stopped after step {run.step} and saved; the same command goes on from there")
     return run.step
-
-
-def _loader(samples: Dataset, batches: StepBatches, workers: int, device: torch.device) -> DataLoader:
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_init_worker if workers else None,
-        multiprocessing_context="fork" if workers and os.name == "posix" else None,
-    )
-
-
-def _init_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(5)  # the process that feeds the GPU comes first
-    outlive_signals()
 
 
 def _loop(run: Run, loader, batches, log, stop, quiet) -> None:

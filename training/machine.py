@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
 
 from model import Pix2SeqD
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
 from training.config import TrainingConfig
+from training.run import outlive_signals
 
 MARGIN = 0.15  # of the free memory: fragments, and kernels that want room of their own
 
@@ -26,6 +28,27 @@ def loader_workers(config: TrainingConfig, accelerator: Accelerator) -> int:
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // beside))
+
+
+def sample_loader(samples: Dataset, batches: Any, config: TrainingConfig, accelerator: Accelerator) -> DataLoader:
+    """The samples of a run in its batches (training/step.py, StepBatches), from processes of their own."""
+    workers = loader_workers(config, accelerator)
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_init_worker if workers else None,
+        multiprocessing_context="fork" if workers and os.name == "posix" else None,
+    )
+
+
+def _init_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(5)  # the process that feeds the GPU comes first
+    outlive_signals()
 
 
 def slices(

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoint import check_moments
 from model.network.precision import precision
 
 
@@ -44,6 +45,36 @@ class Muon(torch.optim.Optimizer):
                 size = 0.2 * max(matrices[0].shape) ** 0.5
                 steps = orthogonal(torch.stack(directions), self.dtype).unbind()
                 torch._foreach_add_(matrices, steps, alpha=-group["lr"] * size)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on hidden matrices and kernels, AdamW on the rest, as one optimizer."""
+
+    def __init__(
+        self, hidden: list[Tensor], groups: list[dict[str, Any]], lr: float, weight_decay: float, beta2: float
+    ):
+        """hidden: parameters of two or more dimensions; groups: the others, with their weight decay."""
+        super().__init__([{"params": hidden, "weight_decay": weight_decay}, *groups], {"lr": lr, "betas": (0.9, beta2)})
+        self.muon = Muon([{"params": list(hidden)}], lr, weight_decay)
+        self.adamw = torch.optim.AdamW(
+            [{**group, "params": list(group["params"])} for group in groups], lr=lr, betas=(0.9, beta2), fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for theirs, group in zip([*self.muon.param_groups, *self.adamw.param_groups], self.param_groups, strict=True):
+            theirs.update({k: v for k, v in group.items() if k != "params" and k in theirs})
+        self.muon.step()
+        self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Momenta alone: settings are of this run. Raises ValueError or KeyError for a state of another optimizer."""
+        for part, name in ((self.muon, "muon"), (self.adamw, "adamw")):
+            part.load_state_dict({**part.state_dict(), "state": state_dict[name]["state"]})
+            check_moments(part)
 
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:

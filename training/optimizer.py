@@ -1,21 +1,10 @@
-"""The learning rate of a step, and the optimizer: AdamW, as published, or Muon on matrices and kernels."""
-
-from typing import Any
+"""The optimizer of a model: AdamW, as published, or Muon on matrices and kernels."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from model.checkpoint import check_moments
 from training.config import TrainingConfig
-from training.muon import Muon
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then linear decay, which reaches `final_lr` of it after the last step."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * (1 - (1 - config.final_lr) * done)
+from training.muon import MuonAdamW
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -37,45 +26,10 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
                 groups.append({"params": chosen, "weight_decay": decay, "lr_share": share})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
-    last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
-    hidden = [p for p in groups[0]["params"] if p not in last]
-    groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
+    # The layer of the logits has no hidden output. That of the history has no gradient in many steps, and Muon moves on
+    # by an old one as far as by a new one.
+    d = model.denoiser
+    others = {p for part in (d.conv_out, d.conv_history) if part is not None for p in part.parameters()}
+    hidden = [p for p in groups[0]["params"] if p not in others]
+    groups[0]["params"] = [p for p in groups[0]["params"] if p in others]
     return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each group takes its share of the learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_share", 1.0)
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon on hidden matrices and kernels, AdamW on the rest, as one optimizer."""
-
-    def __init__(
-        self, hidden: list[Tensor], groups: list[dict[str, Any]], lr: float, weight_decay: float, beta2: float
-    ):
-        """hidden: parameters of two or more dimensions; groups: the others, with their weight decay."""
-        super().__init__([{"params": hidden, "weight_decay": weight_decay}, *groups], {"lr": lr, "betas": (0.9, beta2)})
-        self.muon = Muon([{"params": list(hidden)}], lr, weight_decay)
-        self.adamw = torch.optim.AdamW(
-            [{**group, "params": list(group["params"])} for group in groups], lr=lr, betas=(0.9, beta2), fused=True
-        )
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        if closure is not None:
-            raise ValueError("a closure is not supported")
-        for theirs, group in zip([*self.muon.param_groups, *self.adamw.param_groups], self.param_groups, strict=True):
-            theirs.update({k: v for k, v in group.items() if k != "params" and k in theirs})
-        self.muon.step()
-        self.adamw.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Momenta alone: settings are of this run. Raises ValueError or KeyError for a state of another optimizer."""
-        for part, name in ((self.muon, "muon"), (self.adamw, "adamw")):
-            part.load_state_dict({**part.state_dict(), "state": state_dict[name]["state"]})
-            check_moments(part)

@@ -11,8 +11,7 @@ import torch
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 import cli
-from data.clips.augmentation import Augmentation
-from data.clips.history import HistoryConfig
+from data.clips.settings import Augmentation, HistoryConfig
 from model import PRESETS, ConfigError, ModelConfig
 from model.backbone_weights import default_weights
 from model.checks import checked_size

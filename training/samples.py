@@ -2,19 +2,23 @@
 
 import argparse
 import dataclasses
+import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from data.clips.cache import cached
-from data.clips.clips import ClipFormat, Clips
+from data.clips.cache import Cached
+from data.clips.clips import Clips
 from data.clips.mixture import TrainingStream
+from data.clips.settings import ClipFormat
 from data.labels import DataError, LabelSpace
 from data.sets.check import check
 from data.sets.frames import FrameSource, count_gaps
 from data.sets.registry import DATASETS
 from model import ModelConfig
 from training.options import Settings
+
+FILL = 0.9  # of the free disk, at most: for the cache
 
 
 def open_sources(args: argparse.Namespace, config: ModelConfig, split: str) -> list[FrameSource]:
@@ -60,6 +64,26 @@ def training_stream(
     clips = [Clips(source, fmt, settings.augmentation, settings.history) for source in sources]
     total = training.steps * training.batch_size
     return TrainingStream(clips, args.dataset_weights, training.seed, total, args.skip_bad_files)
+
+
+def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
+    """Put a cache in front of a data set and announce its size. Returns the data set itself if it is not read from
+    files, if the disk has no room, or if the folder cannot be written."""
+    if any(frame.image is None for frame in source.frames):
+        return source
+    instead = "so frames are decoded each time (slower); --cache PATH takes another folder, --cache none is silent"
+    try:
+        through = Cached(source, image_size, folder, margin)
+        wanted, free = through.missing_bytes(), shutil.disk_usage(folder).free
+    except OSError as error:
+        say(f"cache: {folder} cannot be written ({error.strerror}), {instead}")
+        return source
+    if wanted > FILL * free:
+        say(f"cache: {source.name} needs {wanted / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free, {instead}")
+        return source
+    if wanted:
+        say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
+    return through
 
 
 def in_words(sources: list[FrameSource]) -> str:

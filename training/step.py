@@ -40,6 +40,20 @@ class StepBatches:
         return list(range(begin, begin + self.size))
 
 
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then linear decay, which reaches `final_lr` of it after the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * (1 - (1 - config.final_lr) * done)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each group takes its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_share", 1.0)
+
+
 def optimizer_step(run: Run, loader, batches: StepBatches, stop: Stop) -> tuple[dict[str, float], bool]:
     """One optimizer step of a run: its loss, parts and gradient norm, and whether any process was asked to stop.
 

@@ -1,9 +1,7 @@
 """A cache of frames at training size, because decoding a PNG costs more than the rest of a training sample."""
 
 import contextlib
-import hashlib
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,9 @@ from data.clips.transforms import View, view_image
 from data.io.files import whole
 from data.io.pixels import area_scale, nearest
 from data.labels import MAX_ID, DataError
-from data.sets.frames import FrameSource
+from data.sets.frames import FrameSource, source_key
 
 VERSION = 3  # of the stored files; part of the key, so each version has its own cache
-FILL = 0.9  # of the free disk, at most
 
 
 class Cached:
@@ -82,36 +79,3 @@ class Cached:
         with contextlib.suppress(OSError, SafetensorError), whole(self._path(i), shared=True) as temporary:
             save_file(made, temporary)
         return made
-
-
-def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
-    """Put a cache in front of a data set and announce its size. Returns the data set itself if it is not read from
-    files, if the disk has no room, or if the folder cannot be written."""
-    if any(frame.image is None for frame in source.frames):
-        return source
-    instead = "so frames are decoded each time (slower); --cache PATH takes another folder, --cache none is silent"
-    try:
-        through = Cached(source, image_size, folder, margin)
-        wanted, free = through.missing_bytes(), shutil.disk_usage(folder).free
-    except OSError as error:
-        say(f"cache: {folder} cannot be written ({error.strerror}), {instead}")
-        return source
-    if wanted > FILL * free:
-        say(f"cache: {source.name} needs {wanted / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free, {instead}")
-        return source
-    if wanted:
-        say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
-    return through
-
-
-def source_key(source: FrameSource, *settings) -> str:
-    """A hash of a data set's files and of settings."""
-    digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
-    for frame in source.frames:
-        entry = [frame.sequence, frame.number]
-        for path in (frame.image, frame.label):
-            if path is not None:
-                status = path.stat()
-                entry += [str(path), status.st_size, status.st_mtime_ns]
-        digest.update(repr(entry).encode())
-    return digest.hexdigest()[:16]

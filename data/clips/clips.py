@@ -4,29 +4,17 @@ One rule for sizes: a frame is scaled to the area of the image size times the ji
 cut from it (`content_size`); its labels go to the mask size by the same geometry.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from data.clips.augmentation import Augmentation
-from data.clips.history import HistoryConfig, drop_masks
+from data.clips.history import drop_masks
 from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
+from data.clips.settings import Augmentation, ClipFormat, HistoryConfig
 from data.clips.slots import assign_slots
 from data.clips.transforms import content_size, draw_color, draw_thing, draw_view, view_image, view_labels
 from data.labels import VOID
 from data.sets.frames import FrameSource, history_index
-
-
-@dataclass(frozen=True)
-class ClipFormat:
-    """The clips that a model takes: fields of its configuration, which has checked them."""
-
-    image_size: tuple[int, int]  # height, width
-    mask_size: tuple[int, int]
-    slots: int  # slot values are 0..slots-1; 0 = none
-    history_offsets: tuple[int, ...] = ()  # in frames, oldest first: (-2, -1)
 
 
 class Clips:
@@ -53,11 +41,12 @@ class Clips:
 
     def sample(self, i: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Clip i; all random choices come from the generator. Raises DataError for a file that cannot be read."""
-        fmt, augment, is_thing = self.fmt, self.augment, self.source.space.is_thing
+        fmt, augment, c, is_thing = self.fmt, self.augment, self.history_config, self.source.space.is_thing
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
-        moved = generator.random() < augment.synthetic_history
-        if (moved or not self.source.is_video) and generator.random() < augment.paste:
+        still = not self.source.is_video
+        moved = still and generator.random() < augment.synthetic_history
+        if still and generator.random() < augment.paste:
             other = self.source.read(int(generator.integers(len(self))))
             frame, semantic, instance = paste((frame, semantic, instance), other, generator, is_thing)
         view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
@@ -84,8 +73,8 @@ class Clips:
             classes[t][content], ids[t][content] = maps
         history = (slice(None, -1), *content)
 
-        drop_masks(classes[history], ids[history], self.history_config, generator)
-        slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, self.history_config.slot_order, is_thing)
+        drop_masks(classes[history], ids[history], c.history_dropout, 0 if moved else c.history_absent, generator)
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, c.slot_order, is_thing, c.least_area)
         semantic_known = classes != VOID
         return {
             "image": torch.from_numpy(image),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from data.clips.augmentation import Augmentation
+from data.clips.settings import Augmentation
 from data.io.pixels import area_scale
 from data.labels import DEFAULT_SPACE
 

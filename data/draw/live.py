@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
+import cli
 from data.draw import render
 from data.labels import DEFAULT_SPACE, LabelSpace
 from data.videos.overlays import narrowed
@@ -37,6 +38,16 @@ const tell = async () => {
 };
 tell();
 </script></html>"""
+
+
+def opened(colorblind: bool, space: LabelSpace) -> "Live":
+    """A page, open in the browser. Raises UsageError where no port can be had."""
+    try:
+        live = Live(colorblind, space)
+    except OSError as error:
+        raise cli.UsageError(f"--live: no page can be served on this machine ({error})") from None
+    live.open()
+    return live
 
 
 class Live:

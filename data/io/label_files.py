@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.io.files import LeftOut, walk
 from data.io.images import read_panoptic
+from data.io.listing import LeftOut, walk
 from data.labels import CLASSES_FILE, DEFAULT_SPACE, NUM_CLASSES, STUFF, VOID, DataError, LabelSpace, label_space_of
 from data.sets.cityscapes import read_target
 from data.sets.coco_panoptic import Segment, read_json, read_segments, video_of

@@ -1,6 +1,6 @@
 """Find bad files of a data set before training starts, not hours later when one is drawn."""
 
-import hashlib
+import contextlib
 import json
 import os
 import sys
@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.io.files import whole
 from data.io.images import MAX_PIXELS, open_image
 from data.labels import VOID, DataError
-from data.sets.frames import FrameRef, FrameSource
+from data.sets.frames import FrameRef, FrameSource, source_key
 
 REMEMBERED = Path("results/cache")  # one file for each data set without bad files, named by a hash of its files
 
@@ -27,16 +28,14 @@ def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False
     """
     if any(frame.image is None for frame in source.frames) or int(os.environ.get("RANK", 0)):
         return  # no files; or not the first of several processes
-    key = hashlib.sha256(
-        repr([(f.sequence, f.number, *map(_status, (f.image, f.label))) for f in source.frames]).encode()
-    )
-    path = REMEMBERED / f"checked-{source.name}-{key.hexdigest()[:16]}.json"
+    path = REMEMBERED / f"checked-{source.name}-{source_key(source)}.json"
     try:
         faults, unknown = json.loads(path.read_text())
     except (OSError, ValueError):
         faults, unknown = _look(source, quiet)
         if not faults:
-            _remember(path, [faults, unknown])
+            with contextlib.suppress(OSError), whole(path, shared=True) as temporary:  # else it is checked again
+                temporary.write_text(json.dumps([faults, unknown]))
     if faults and not skip_bad_files:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}{more}; mend them, or --skip_bad_files does without")
@@ -72,21 +71,6 @@ def _look(source: FrameSource, quiet: bool) -> tuple[list[str], list[str]]:
         )
         faults, unknown = zip(*results, strict=True)
     return [f for f in faults if f], [u for u in unknown if u]
-
-
-def _status(path: Path | None) -> tuple:
-    if path is None:
-        return ()
-    status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns
-
-
-def _remember(path: Path, content: list) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
-    except OSError:
-        path.unlink(missing_ok=True)  # it is checked again next time
 
 
 def fault_of(path: Path) -> tuple[str, tuple[int, int]]:

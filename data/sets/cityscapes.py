@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io.files import walk
 from data.io.images import open_image
+from data.io.listing import walk
 from data.labels import DEFAULT_SPACE, THINGS, DataError, LabelSpace
 from data.sets.download import unpack
 from data.sets.frames import FileSource, FrameRef, ordered

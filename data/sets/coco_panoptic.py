@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from data.io.files import walk
 from data.io.images import open_image
+from data.io.listing import walk
 from data.labels import CLASS_NAMES, DEFAULT_SPACE, MAX_ID, THINGS, VOID, DataError, LabelSpace
 from data.sets.frames import FileSource, FrameRef, ordered
 

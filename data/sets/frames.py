@@ -4,6 +4,7 @@ Also the one rule for history: frames are ordered by number, and history never c
 gap. A gap is a jump in the numbers of more than twice the sequence's usual step.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,3 +148,16 @@ def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndar
         for k, position in enumerate(run):
             history[position] = [run[k + offset] if k + offset >= 0 else -1 for offset in offsets]
     return history
+
+
+def source_key(source: FrameSource, *settings) -> str:
+    """A hash of a data set's files and of settings."""
+    digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
+    for frame in source.frames:
+        entry = [frame.sequence, frame.number]
+        for path in (frame.image, frame.label):
+            if path is not None:
+                status = path.stat()
+                entry += [str(path), status.st_size, status.st_mtime_ns]
+        digest.update(repr(entry).encode())
+    return digest.hexdigest()[:16]

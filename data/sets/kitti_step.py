@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.io.files import walk
 from data.io.images import read_panoptic
+from data.io.listing import walk
 from data.labels import CAR, PERSON, DataError
 from data.sets.download import from_hub, unpack
 from data.sets.frames import FileSource, FrameRef, frame_name, ordered

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.io.files import LeftOut, walk
+from data.io.listing import LeftOut, walk
 from data.labels import DataError
 from data.sets.check import fault_of
 from data.sets.frames import gaps, natural_key
@@ -137,7 +137,7 @@ def _frames_in(path: Path, left_out: LeftOut) -> int:
                 left_out.setdefault("with pages of several sizes, of which the first is taken", []).append(path)
                 return 1
             return count
-    except Exception:  # Pillow raises many types for damaged files; `check_files` reports them
+    except Exception:  # Pillow raises many types for damaged files; `without_bad` reports them
         return 1
 
 
@@ -163,9 +163,10 @@ def _check_outputs(sequences: list[Sequence]) -> None:
             outputs[output] = source
 
 
-def check_files(sequences: list[Sequence]) -> dict[Path, str]:
-    """Bad files and what is wrong with them: no image, too large, truncated, or a video without a first frame. Good
-    images are not decoded."""
+def without_bad(sequences: list[Sequence], skip: bool) -> tuple[list[Sequence], list[str]]:
+    """The videos that can be read, and what is wrong with the others. Raises DataError for bad files (no image, too
+    large, truncated, or a video without a first frame); with `skip` only where no video is left. Good images are not
+    decoded."""
     faults = {}
     for sequence in sequences:
         if sequence.frames is not None:
@@ -176,7 +177,11 @@ def check_files(sequences: list[Sequence]) -> dict[Path, str]:
                     faults[sequence.video] = f"{sequence.video} holds no frames"
             except DataError as error:
                 faults[sequence.video] = str(error)
-    return faults
+    good = [sequence for sequence in sequences if sequence.video not in faults]
+    if faults and not (skip and good):
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DataError(f"{next(iter(faults.values()))}{more}; --skip_bad_files does the others")
+    return good, [faults[sequence.video] for sequence in sequences if sequence.video in faults]
 
 
 def remarks(sequences: list[Sequence], cuts: bool) -> list[str]:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.io.pixels import nearest
 from model.network.config import ModelConfig
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
@@ -197,17 +196,3 @@ def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int
         best = torch.maximum(best, total)
     decided[rows, columns] = label
     return decided
-
-
-def through_mask(semantic: np.ndarray, track: np.ndarray, mask_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The truth as a perfect model would predict it: resized to the mask's size and back.
-
-    semantic, track: class indices and ids (H, W), returned in their types and size. What is lost is what the mask is
-    too coarse to show.
-    """
-    keys = semantic.astype(np.int64) << 32 | track
-    values, labels = np.unique(nearest(keys, mask_size), return_inverse=True)
-    labels = torch.from_numpy(labels.reshape(mask_size))
-    certain = torch.eye(len(values))
-    decided = values[decide(labels, lambda pixels: certain[labels.flatten()[pixels]], semantic.shape).numpy()]
-    return (decided >> 32).astype(semantic.dtype), (decided & 0xFFFFFFFF).astype(track.dtype)

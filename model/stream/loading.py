@@ -10,7 +10,7 @@ from data.labels import DEFAULT_SPACE, DataError, LabelSpace
 from model import checkpoint as checkpoints
 from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
-from model.stream.step import StreamConfig
+from model.stream.config import StreamConfig
 
 
 def build(stored: dict[str, Any], source: str | Path) -> Pix2SeqD:

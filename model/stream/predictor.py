@@ -1,12 +1,9 @@
 """VideoPredictor: panoptic video segmentation, a frame a call."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +13,15 @@ from torch.nn import functional as F
 
 from data.io.pixels import to_rgb
 from data.labels import DEFAULT_SPACE, LabelSpace
-from model import checkpoint as checkpoints
 from model.checks import ConfigError, checked_size
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
 from model.network.pix2seq_d import Pix2SeqD
 from model.network.precision import cast_weights, fold_norms, make_fast, precision
+from model.stream.config import StreamConfig
 from model.stream.cuda_graphs import GraphedSampling
-from model.stream.loading import build, label_space_in, recommended
 from model.stream.state import Moment, StreamState
-from model.stream.step import Seen, StreamConfig, follow, see
+from model.stream.step import Seen, follow, see
 
 
 @dataclass
@@ -75,23 +71,6 @@ class VideoPredictor(HubMixin):
         self.image_size = checked_size(image_size or model.config.image_size)
         self.state = StreamState(video=0)
         self.sampling: Callable[..., Tensor] = sample
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **options: Any) -> "VideoPredictor":
-        """The averaged weights of a checkpoint file, or of the newest in a results folder. Raises CheckpointError.
-
-        options: of the constructor, or fields of StreamConfig, which replace what the checkpoint recommends.
-        """
-        path = Path(path)
-        if path.is_dir():
-            path = path / checkpoints.LATEST
-        stored = checkpoints.load(path)
-        model = build(stored, path)
-        fields = {f.name for f in dataclasses.fields(StreamConfig)}
-        sampling = recommended(stored, path) | {k: options.pop(k) for k in fields & options.keys()}
-        options.setdefault("config", StreamConfig(**sampling))
-        options.setdefault("space", label_space_in(stored, path))
-        return cls(model, **options)
 
     def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
         """The next frame of the video, of any size: uint8 (H, W, 3), a PIL image, or what else `to_rgb` takes, which

@@ -3,58 +3,28 @@
 Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised, conditioned on its image and on the
 masks predicted before it. A step has two halves: `see` is the network; `follow` says which segment is which track.
 Where the network does not look at the history, frames can be seen side by side, before they are followed in their
-order: so a CPU sees several at once (inference.py, seeing_ahead). The state is explicit, so several videos can be
+order: so a CPU sees several at once (ahead.py). The state is explicit, so several videos can be
 batched, and a half-done video can be resumed.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.checks import ConfigError, in_range
 from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
-from model.diffusion.samplers import SAMPLERS, sample
+from model.diffusion.samplers import sample
 from model.diffusion.schedule import sampling_times
 from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.stream.answer import candidates, full_size, merged, slot_masses, split, to_host
+from model.stream.config import StreamConfig
+from model.stream.history import past_masks
 from model.stream.state import Moment, StreamState
 from model.stream.tracks import advance
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """How a video is predicted. Raises ConfigError for values outside their range."""
-
-    first_steps: int = 20  # denoising steps of a frame without history
-    steps: int = 8  # of each frame after it
-    sampler: str = "ddim"
-    time_difference: float = 0.0  # as a fraction of the time range; model/diffusion/schedule.py
-    min_area: int = 24  # segments of fewer mask pixels are dropped
-    seed: int = 42
-    max_gap: int = 5  # frames for which a track may be out of sight and still go on where it was lost
-    merge: float = 0.5  # a slot joins another that is this likely on its pixels, relative to itself; 0: never
-    class_split: float = 0.2  # a class with this share of a slot's pixels is an instance of its own there; 0: never
-    history_steps: int = 0  # of `steps`, how many see the history; published: all
-    average_classes: bool = True  # classes by the mean of all steps' answers, not by the last alone, as published
-
-    def __post_init__(self):
-        in_range(self, 1, math.inf, "first_steps", "steps")
-        in_range(self, 0, math.inf, "max_gap", "history_steps")
-        in_range(self, 0, 1, "merge", "class_split", "time_difference")
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
-
-    @property
-    def fresh_steps(self) -> int:
-        """How many of `steps` do not see the history."""
-        return max(self.steps - self.history_steps, 0)
 
 
 class Seen(NamedTuple):
@@ -94,7 +64,7 @@ def see(
 
     features = model.encode(images, mask_size)
     with_history = 0 if first else config.steps - config.fresh_steps  # steps
-    history = history_to_bits(_history(states, c, mask_size, device), c.code_bits, c.scale) if with_history else None
+    history = history_to_bits(past_masks(states, c, mask_size, device), c.code_bits, c.scale) if with_history else None
 
     def look(steps: int, history: Tensor | None, fresh: bool = False) -> Tensor:
         """The network's last output after some steps. fresh: a later frame without its history, from other noise."""
@@ -161,22 +131,3 @@ def follow(
         if track.frame == state.frame:
             track_of[track.slot] = track.id
     return ((semantic.astype(np.int16) - 1).astype(np.uint8), track_of[slot]), after
-
-
-def _history(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
-    """The past masks that the model sees: semantic, slot, and where each is known, (B, T, h, w).
-
-    As in training, the slot is unknown in things without a track: other classes, or a crowd.
-    """
-    offsets = config.history_offsets
-    shape = (len(states), len(offsets), *mask_size)
-    maps = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, bool)
-    for b, state in enumerate(states):
-        if state.semantic is not None:
-            rows = [config.history_length + offset for offset in offsets]
-            for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
-                target[b] = source[rows]
-    semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
-    things = torch.tensor([c + 1 for c in config.things], dtype=torch.uint8, device=device)
-    nameless = torch.isin(semantic, things) & (slot == 0)
-    return [semantic, slot, known, known & ~nameless]

@@ -1,9 +1,21 @@
-"""The settings of augmentation."""
+"""The settings of clips: their format, their augmentation, their history."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from data.labels import DataError
+
+SLOT_ORDERS = ("random", "position", "shuffle", "segments")  # of slots.py
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """The clips that a model takes: fields of its configuration, which has checked them."""
+
+    image_size: tuple[int, int]  # height, width
+    mask_size: tuple[int, int]
+    slots: int  # slot values are 0..slots-1; 0 = none
+    history_offsets: tuple[int, ...] = ()  # in frames, oldest first: (-2, -1)
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,7 @@ class Augmentation:
     contrast: Annotated[float, "contrast factor drawn from 1 +- this"] = 0.2
     saturation: Annotated[float, "saturation factor drawn from 1 +- this"] = 0.2
     hue: Annotated[float, "hue shift drawn from +- this, as a fraction of the colour circle"] = 0.02
-    synthetic_history: Annotated[float, "share of clips whose history is the frame's own mask, moved"] = 0.0
+    synthetic_history: Annotated[float, "share of still clips with a history: their own mask, moved"] = 0.0
 
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
@@ -29,3 +41,20 @@ class Augmentation:
                 raise DataError(f"{name} must be 0..1, not {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
             raise DataError(f"hue must be 0..0.5, not {self.hue}")
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """The history in training. Raises DataError for values outside their range."""
+
+    history_dropout: Annotated[float, "probability that a history mask is dropped"] = 0.2
+    history_absent: Annotated[float, "probability that a clip of video has no history at all, as a first frame"] = 0.0
+    least_area: Annotated[int, "instances of fewer mask pixels have no slot in training"] = 0
+    slot_order: Annotated[str, "new instances' slots; the last two as published", SLOT_ORDERS] = "random"
+
+    def __post_init__(self):
+        for name in ("history_dropout", "history_absent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
+        if self.least_area < 0:
+            raise DataError(f"least_area must be 0 or more, not {self.least_area}")

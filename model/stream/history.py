@@ -1,14 +1,36 @@
-"""A mask that is given, not predicted, as part of a video's history."""
+"""The history of a video: its past masks as the model sees them, and masks that are given, not predicted."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data.io.pixels import nearest
 from data.labels import VOID
 from model.network.config import ModelConfig
 from model.stream.state import StreamState
 from model.stream.tracks import placed, updated_track, with_mask
+
+
+def past_masks(states: Sequence[StreamState], config: ModelConfig, mask_size: tuple[int, int], device) -> list[Tensor]:
+    """The past masks that the model sees: semantic, slot, and where each is known, (B, T, h, w).
+
+    As in training, the slot is unknown in things without a track: other classes, or a crowd.
+    """
+    offsets = config.history_offsets
+    shape = (len(states), len(offsets), *mask_size)
+    maps = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    for b, state in enumerate(states):
+        if state.semantic is not None:
+            rows = [config.history_length + offset for offset in offsets]
+            for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
+                target[b] = source[rows]
+    semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
+    things = torch.tensor([c + 1 for c in config.things], dtype=torch.uint8, device=device)
+    nameless = torch.isin(semantic, things) & (slot == 0)
+    return [semantic, slot, known, known & ~nameless]
 
 
 def adopt(state: StreamState, semantic: np.ndarray, track: np.ndarray, model: ModelConfig, size=None) -> StreamState:
