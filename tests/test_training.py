@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from ema_pytorch import EMA
 from small import CONFIG, Scenes, reduced, scene
 
 from model import PRESETS, ConfigError, Pix2SeqD
@@ -392,6 +393,15 @@ def test_the_averaged_weights_follow_their_decay(tmp_path):
         average = decay * average + (1 - decay) * checkpoint["training"]["weights"][key]
         assert torch.allclose(checkpoint["weights"][key], average, atol=1e-7)
     assert not torch.allclose(average, stored[-1]["training"]["weights"][key], atol=1e-6)
+
+
+def test_the_published_average_has_its_decay_from_the_start(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("training.fit.EMA", lambda *args, **options: seen.append(EMA(*args, **options)) or seen[-1])
+    for preset in ("tiny", "base"):
+        config = reduced(preset, (32, 64))
+        train(tmp_path / preset, ClipsOf(config), config=config, steps=2, batch_size=2, ema_decay=0.9)
+    assert [float(ema.get_current_decay()) for ema in seen] == pytest.approx([1 - 2 ** (-2 / 3), 0.9])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class TrainingConfig:
     weight_decay: Annotated[float, "on matrices and kernels"] = 0.05
     beta2: Annotated[float, "of AdamW"] = 0.999
     clip: Annotated[float, "largest norm of the gradient"] = 1.0
-    ema_decay: Annotated[float, "largest decay of the averaged weights; they warm up to it"] = 0.999
+    ema_decay: Annotated[float, "decay of the averaged weights; they warm up to it, but the published"] = 0.999
     freeze_backbone: Annotated[bool, "keep the backbone as it is"] = False
     max_nonfinite: Annotated[int, "skipped steps in a row (loss or gradient not finite) that end the run"] = 10
     sampling: Annotated[tuple[float, ...], "recommended sampling: steps of first, of later frames, time difference"] = (

@@ -1,7 +1,7 @@
 """Ids <-> analog bits: the representation that is diffused (pure functions).
 
 Bit Diffusion (Chen et al., arXiv 2208.04202, section 2.1) writes an integer as its binary digits and treats each digit
-as a real number, -b for 0 and +b for 1. Pix2Seq-D (arXiv 2210.06366, section 3.1) does so for the panoptic mask: one
+as a real number, -b for 0 and +b for 1. Pix2Seq-D (arXiv 2210.06366) does so for the panoptic mask: one
 code for the semantic class and one for the instance slot of each pixel. `code_bits` says how many bits each of the two
 codes has.
 """

@@ -16,7 +16,7 @@ LIMIT = 80.0  # of a logit: sums of e^80 and of e^-80 are still numbers in bfloa
 
 
 def expected_bits(logits: Tensor, sizes: Sequence[int], code_bits: Sequence[int], scale: float) -> Tensor:
-    """The estimate of x0: the probability-weighted mean of the codes' bits (Pix2Seq-D, section 3.2).
+    """The estimate of x0: the probability-weighted mean of the codes' bits (Pix2Seq-D, "Training Algorithm").
 
     logits: (B, sum of sizes, h, w), for each code its values 0..size-1, at most 2^bits. Logits are clamped to -80..80.
     Returns float (B, sum of bits, h, w) in [-scale, +scale]; for bfloat16 logits within 1 percent of the scale.

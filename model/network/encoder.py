@@ -1,6 +1,6 @@
 """The image encoder: image -> (map to concatenate at mask size, tokens to attend to), once a frame.
 
-Pix2Seq-D (arXiv 2210.06366, section 3.2 and figure 4): a ResNet followed by transformer encoder layers, whose feature
+Pix2Seq-D (arXiv 2210.06366, "Architecture"): a ResNet followed by transformer encoder layers, whose feature
 maps of several resolutions are merged to the size of the mask as in a feature pyramid network (arXiv 1612.03144).
 """
 

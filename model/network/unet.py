@@ -1,6 +1,6 @@
 """The denoiser: noisy bits + conditions -> logits over the codes of each pixel.
 
-TransUNet of Pix2Seq-D (arXiv 2210.06366, section 3.2): a U-Net whose lowest level holds transformer layers with
+TransUNet of Pix2Seq-D (arXiv 2210.06366, "Architecture"): a U-Net whose lowest level holds transformer layers with
 self-attention over the mask's positions and cross-attention to the image's tokens. What depends on the conditions
 alone - their part of the first convolution, the keys and values of cross-attention - is computed once a frame, and what
 depends on the time alone for all steps together.

@@ -1,9 +1,9 @@
 """One step of the stream: the next frame of each video, from its state.
 
-Pix2Seq-D on video (arXiv 2210.06366, section 3.4): each frame's mask is denoised, conditioned on its image and on the
-masks predicted before it. A step has two halves: `see` is the network; `follow` says which segment is which track.
-Where the network does not look at the history, frames can be seen side by side, before they are followed in their
-order: so a CPU sees several at once (ahead.py). The state is explicit, so several videos can be
+Pix2Seq-D on video (arXiv 2210.06366, "Extension to Videos"): each frame's mask is denoised, conditioned on its image
+and on the masks predicted before it. A step has two halves: `see` is the network; `follow` says which segment is which
+track. Where the network does not look at the history, frames can be seen side by side, before they are followed in
+their order: so a CPU sees several at once (ahead.py). The state is explicit, so several videos can be
 batched, and a half-done video can be resumed.
 """
 
