@@ -152,6 +152,5 @@ DEFAULT_SPACE = LabelSpace((
 NUM_CLASSES, CLASS_NAMES, THINGS = len(DEFAULT_SPACE.classes), DEFAULT_SPACE.names, DEFAULT_SPACE.things
 STUFF = tuple(i for i in range(NUM_CLASSES) if i not in THINGS)
 PERSON, CAR = 11, 13
-LABEL_TO_TRAIN = DEFAULT_SPACE.index[:256]  # Cityscapes labelId -> class, uint8 (256,)
 TRAIN_TO_LABEL = np.zeros(256, np.uint8)  # class -> Cityscapes labelId; void -> 0, "unlabeled"
 TRAIN_TO_LABEL[:NUM_CLASSES] = [c.ids[0] for c in DEFAULT_SPACE.classes]

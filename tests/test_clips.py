@@ -315,9 +315,11 @@ def test_a_draw_depends_on_the_generator_alone():
 # --- synthetic history ------------------------------------------------------------------------------------------------
 
 
-def test_moved_mask_is_the_mask_shifted():
+def test_moved_mask_is_the_mask_shifted(monkeypatch):
+    monkeypatch.setattr("data.clips.motion.OBJECT_SHIFT", 0.0)
+    monkeypatch.setattr("data.clips.motion.OBJECT_GROWTH", 0.0)
     semantic, instance = Painted(size=(60, 128)).read_labels(0)
-    motion = Motion(shift=(0.1, 0.25), zoom=1.0, rotation=0.0, object_shift=0.0, object_growth=0.0, seed=0)
+    motion = Motion(shift=(0.1, 0.25), zoom=1.0, rotation=0.0, seed=0)
     moved, ids = view_moved(semantic, instance, semantic.shape, View(), motion, 2)
     down, right = 12, 64  # twice the shift of one frame
     np.testing.assert_array_equal(moved[down:, right:], semantic[:-down, :-right])

@@ -311,12 +311,6 @@ def test_stream_skips_bad_files_only_when_asked(capsys):
         TrainingStream([clips_of(Hopeless(), FORMAT)], samples=1, skip_bad_files=True)[0]
 
 
-def test_stream_refuses_bad_weights():
-    for weights in ((1,), (0, 0), (-1, 2), (float("nan"), 1)):
-        with pytest.raises(ValueError, match="weights"):
-            stream(weights=weights)
-
-
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +11,7 @@ import pytest
 from PIL import Image
 
 from data.io.images import read_image, read_panoptic
-from data.labels import LABEL_TO_TRAIN, NUM_CLASSES, THINGS, VOID, DataError
-from data.streets.__main__ import describe
+from data.labels import CLASS_NAMES, DEFAULT_SPACE, NUM_CLASSES, THINGS, VOID, DataError
 from data.streets.render import _order
 from data.streets.source import SPLITS, Streets, StreetsConfig, render, render_video, tracked_only
 from data.streets.write import cityscapes_ids, write_cityscapes, write_kitti_step
@@ -75,6 +76,51 @@ def test_the_camera_and_the_things_move_but_not_by_leaps(videos):
                 if p.sum() > 200:
                     overlaps.append((p & q).sum() / (p | q).sum())
     assert np.median(overlaps) > 0.6
+
+
+def describe(config: StreetsConfig, seeds: Iterable[int], split: str = "val", hidden_below: float = 0.7) -> dict:
+    """Figures of some videos' persons and cars (other classes only in "classes").
+
+    A track is partly hidden where, in some frame, less than `hidden_below` of what it would cover in the frame (at
+    least 16 pixels) is visible. Sizes are visible pixels of a person or a car in a frame.
+    """
+    tracks, hidden, lives, sizes, in_view = [], [], [], [], []
+    classes: dict[int, int] = defaultdict(int)
+    for seed in seeds:
+        seen: dict[int, list[float]] = {}
+        for frame in render(config, seed, split, full=True):
+            for cls in np.unique(frame.semantic):
+                classes[int(cls)] += 1
+            ids, areas = np.unique(tracked_only(frame.semantic, frame.instance), return_counts=True)
+            areas = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+            areas.pop(0, None)
+            in_view.append(len(areas))
+            for track, area in areas.items():
+                full = frame.full.get(track, 0)
+                seen.setdefault(track, []).append(area / full if full >= 16 else 1.0)
+                sizes.append(area)
+            for track in seen.keys() - areas.keys():  # wholly hidden, for now
+                if frame.full.get(track, 0) >= 16:
+                    seen[track].append(0.0)
+        tracks.append(len(seen))
+        hidden += [min(shares) < hidden_below for shares in seen.values()]
+        lives += [len(shares) for shares in seen.values()]
+
+    def spread(values) -> dict[str, float]:
+        points = np.percentile(values, [0, 25, 50, 75, 100]).round(1).tolist() if len(values) else [0.0] * 5
+        return dict(zip(("min", "quartile", "median", "upper quartile", "max"), points, strict=True))
+
+    return {
+        "videos": len(tracks),
+        "tracks of a video": spread(tracks),
+        "share of tracks partly hidden": float(np.mean(hidden)) if hidden else 0.0,
+        "frames of a track": spread(lives),
+        "persons and cars in view": spread(in_view),
+        "share of frames with 2 to 12": float(np.mean([2 <= n <= 12 for n in in_view])),
+        "pixels of a person or car": spread(sizes),
+        "share smaller than 16 pixels": float(np.mean(np.array(sizes) < 16)) if sizes else 0.0,
+        "classes": {("void" if c == VOID else CLASS_NAMES[c]): n / len(in_view) for c, n in sorted(classes.items())},
+    }
 
 
 def test_the_world_is_worth_solving():
@@ -212,7 +258,7 @@ def test_cityscapes_files_decode_to_the_same_maps(tmp_path):
         assert np.array_equal(read_image(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png"), image)
         assert parts.dtype == np.int32 and np.array_equal(parts, ids) and np.array_equal(parts >= 1000, instance > 0)
         label = np.where(ids >= 1000, ids // 1000, ids)
-        assert np.array_equal(LABEL_TO_TRAIN[label], semantic) and np.array_equal(labels, label)
+        assert np.array_equal(DEFAULT_SPACE.index[label], semantic) and np.array_equal(labels, label)
         pairs = np.unique(np.stack([ids[instance > 0], instance[instance > 0]]), axis=1)  # one to one
         assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1] > 0
 

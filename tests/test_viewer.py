@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import Result
-from viewing import standing, street
+from viewing import read_varints, standing, street, unpack
 
 import cli
 from data.draw.figures import error_map, match_tracks
@@ -20,7 +20,6 @@ from data.draw.viewer import Page, ShownClass, inline
 from data.draw.viewer import __main__ as command
 from data.draw.viewer.coding import (
     PictureCoder,
-    _read_varints,
     areas_of,
     code_map,
     fit_labels,
@@ -28,7 +27,6 @@ from data.draw.viewer.coding import (
     pack_frame,
     runs_of,
     shown_size,
-    unpack,
     varints,
 )
 from data.draw.viewer.errors import Comparison
@@ -85,7 +83,7 @@ def test_a_label_map_comes_back_exactly(name):
 
 def test_numbers_of_any_size_are_packed():
     numbers = [0, 1, 127, 128, 16_383, 16_384, 64_000_000, 2**35 - 1]
-    assert list(_read_varints(varints(numbers))) == numbers
+    assert list(read_varints(varints(numbers))) == numbers
     assert varints([]) == b""
 
 
@@ -322,7 +320,9 @@ def world(tmp_path):
 
 
 def test_a_folder_gives_a_page_a_video(world):
-    pages = write_pages(world / "right/out", inputs=world / "world/test", truth=world / "world", split="test")
+    pages = write_pages(
+        world / "right/out", input_folder=world / "world/test", ground_truth=world / "world", split="test"
+    )
     assert [p.name for p in pages] == ["000000_view.html", "000001_view.html"]
     for page in pages:
         data = data_of(page)
@@ -333,7 +333,11 @@ def test_a_folder_gives_a_page_a_video(world):
 
 def test_two_runs_are_compared_on_the_frames_that_both_have(world, capsys):
     pages = write_pages(
-        world / "right/out", world / "wrong/out", inputs=world / "world/test", truth=world / "world", split="test"
+        world / "right/out",
+        world / "wrong/out",
+        input_folder=world / "world/test",
+        ground_truth=world / "world",
+        split="test",
     )
     assert [p.name for p in pages] == ["000000_compare_view.html", "000001_compare_view.html"]
     data = data_of(pages[0])
@@ -344,7 +348,7 @@ def test_two_runs_are_compared_on_the_frames_that_both_have(world, capsys):
 
 
 def test_frames_that_are_not_found_are_grey(world, capsys):
-    (page, _) = write_pages(world / "right/out", inputs=world / "right")
+    (page, _) = write_pages(world / "right/out", input_folder=world / "right")
     assert "their pictures are grey" in capsys.readouterr().out and data_of(page)["numbers"] == [0, 1, 2]
 
 

@@ -3,7 +3,9 @@
 import base64
 import io
 import os
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,36 @@ def processor_seconds(browser) -> float:
             ticks += used
             waiting.append(process)
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def unpack(frame: bytes, size: tuple[int, int], maps: int) -> tuple[list[tuple[np.ndarray, dict[int, int]]], bytes]:
+    """The label maps of a packed frame, each as (segment numbers (H, W), {number: area}), and its picture."""
+    end = 4 + struct.unpack_from("<I", frame)[0]
+    numbers = read_varints(zlib.decompress(frame[4:end], -15))
+    return [_unpack_map(numbers, size) for _ in range(maps)], frame[end:]
+
+
+def _unpack_map(numbers, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, int]]:
+    table = [(next(numbers), next(numbers)) for _ in range(next(numbers))]
+    count, _ = next(numbers), next(numbers)
+    skips = [next(numbers) for _ in range(count)]
+    exceptions = dict(zip((np.cumsum(np.add(skips, 1)) - 1).tolist(), (next(numbers) for _ in skips), strict=True))
+    height, width = size
+    index = np.zeros((height + 1, width + 1), int)  # with an extra row above and column to the left
+    for y in range(1, height + 1):
+        index[y, 0] = index[y - 1, 0] = index[y - 1, 1]
+        for x in range(1, width + 1):
+            up, corner = index[y - 1, x], index[y - 1, x - 1]
+            guess = index[y, x - 1] if up == corner else up
+            index[y, x] = exceptions.get((y - 1) * width + x - 1, guess)
+    return np.array([number for number, _ in table])[index[1:, 1:]], dict(table)
+
+
+def read_varints(data: bytes):
+    value = place = 0
+    for byte in data:
+        value |= (byte & 127) << place
+        place += 7
+        if byte < 128:
+            yield value
+            value = place = 0

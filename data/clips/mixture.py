@@ -39,8 +39,6 @@ class TrainingStream(Dataset):
     ):
         lengths = np.array([len(c) for c in clips])
         weight = np.array(lengths if weights is None else weights, np.float64)
-        if weight.shape != lengths.shape or not (weight >= 0).all() or not weight.sum() > 0:
-            raise ValueError(f"{len(lengths)} data sets need as many weights of at least 0, not {weights}")
         if (lengths[weight > 0] == 0).any():
             raise DataError("a data set without frames cannot be trained on")
         self.clips, self.seed, self.samples, self.skip_bad_files = list(clips), seed, samples, skip_bad_files

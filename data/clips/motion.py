@@ -28,8 +28,6 @@ class Motion:
     zoom: float
     rotation: float  # radians
     seed: int  # of the objects' own motions, so that an object keeps its velocity through the clip
-    object_shift: float = OBJECT_SHIFT
-    object_growth: float = OBJECT_GROWTH
 
 
 def draw_motion(generator: np.random.Generator) -> Motion:
@@ -61,8 +59,7 @@ def view_moved(
     flat = (pixel_at(rows, fh) * fw + pixel_at(columns, fw)).ravel()
     moved_semantic = np.where(inside, semantic.ravel().take(flat).reshape(size), np.uint8(VOID))
     moved_instance = np.where(inside, instance.ravel().take(flat).reshape(size), 0)
-    if motion.object_shift > 0 or motion.object_growth > 0:
-        _move_objects(moved_semantic, moved_instance, motion, frames, is_thing)
+    _move_objects(moved_semantic, moved_instance, motion, frames, is_thing)
     return moved_semantic, moved_instance
 
 
@@ -91,10 +88,8 @@ def _move_objects(
         *speed, growth = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 3)
         # An object moves along the street more than up and down.
         size = math.sqrt(rows.size)
-        down, right = (
-            v * share * motion.object_shift * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True)
-        )
-        scale = (1 + growth * motion.object_growth) ** frames
+        down, right = (v * share * OBJECT_SHIFT * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True))
+        scale = (1 + growth * OBJECT_GROWTH) ** frames
         if max(abs(down), abs(right), abs(scale - 1) * size) >= 0.5:
             objects.append(
                 (rows, columns, down, right, scale, semantic[rows[0], columns[0]], instance[rows[0], columns[0]])

@@ -201,8 +201,3 @@ def _in_processes(function, jobs: list, workers: int | None, title: str) -> Iter
     # Not forked: a parent with threads (torch, CUDA) must not be.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from tqdm(pool.map(function, jobs), **bar)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files, as the real data sets have them
-# ---------------------------------------------------------------------------------------------------------------------

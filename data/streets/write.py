@@ -77,8 +77,3 @@ def _write(function, target: Path, split: str, videos: int, frames: int, image_s
     jobs = [(target, config, seed, split) for seed in range(videos)]
     for _ in _in_processes(function, jobs, workers, f"Streets {split} into {target}"):
         pass
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# How hard it is
-# ---------------------------------------------------------------------------------------------------------------------

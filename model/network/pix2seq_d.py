@@ -19,11 +19,6 @@ class Pix2SeqD(nn.Module):
         if c.published:
             initialize(self)
 
-    def compile_parts(self) -> None:
-        """Compile encoder and denoiser in place: the keys of the state dict stay as they are."""
-        self.encoder.compile()
-        self.denoiser.compile()
-
     def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None, key: Tensor | None = None) -> Features:
         """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's.
         key: int64 (B,), what each sample's dropout is drawn from; None for none."""

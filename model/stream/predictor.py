@@ -155,7 +155,8 @@ class VideoPredictor(HubMixin):
         fold_norms(self.model)
         cast_weights(self.model, self.dtype)
         if compile:
-            self.model.compile_parts()
+            self.model.encoder.compile()  # in place
+            self.model.denoiser.compile()
         self.sampling = GraphedSampling() if cuda_graphs else sample
 
     def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -43,18 +43,7 @@ def main() -> None:
     if args.width < 16 or not 1 <= args.quality <= 100 or not 0 < (args.fps or 10) <= 1000:
         raise cli.UsageError("--width must be 16 or more, --quality 1 to 100, --fps above 0")
     with cli.writable(args.output_folder):
-        pages = write_pages(
-            args.output_folder,
-            args.other_folder,
-            inputs=args.input_folder,
-            truth=args.ground_truth,
-            split=args.split,
-            names=args.names,
-            fps=args.fps,
-            width=args.width,
-            quality=args.quality,
-            tracked=args.tracked,
-        )
+        pages = write_pages(**vars(args))
     for page in pages:
         print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
     print("Open it in a browser.")

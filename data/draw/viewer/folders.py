@@ -30,11 +30,11 @@ class Frame:
 
 
 def write_pages(
-    output: str | Path,
-    other: str | Path | None = None,
+    output_folder: str | Path,
+    other_folder: str | Path | None = None,
     *,
-    inputs: str | Path | None = None,
-    truth: str | Path | None = None,
+    input_folder: str | Path | None = None,
+    ground_truth: str | Path | None = None,
     split: str = "val",
     names: Sequence[str] | None = None,
     fps: float | None = None,
@@ -42,26 +42,28 @@ def write_pages(
     quality: int = 75,
     tracked: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Write a page for each video of an output folder into it: `<video>_view.html`; with `other`, the output folder of
-    a second run on the same frames, `<video>_compare_view.html`.
+    """Write a page for each video of an output folder into it: `<video>_view.html`; with `other_folder`, that of a
+    second run on the same frames, `<video>_compare_view.html`.
 
-    inputs: the frames, by default where the inference found them; truth: folder of ground truth; split: of the truth,
-    if it holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10 for
-    images; tracked: names of the classes with tracks, for STQ, by default the label space's. Raises DataError, and
+    input_folder: the frames, by default where the inference found them; ground_truth: a folder of it; split: of the
+    truth, if it holds several; names: of the two runs, by default their folders'; fps: by default the video's own, 10
+    for images; tracked: names of the classes with tracks, for STQ, by default the label space's. Raises DataError, and
     then removes a half-written page.
     """
-    output, other = Path(output), Path(other) if other else None
+    output, other = Path(output_folder), Path(other_folder) if other_folder else None
     for folder in filter(None, (output, other)):
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: name the output folder of an inference")
-    inference = last_inference(output, inputs)
+    inference = last_inference(output, input_folder)
     if inference is None:
         raise DataError(f"{output} holds no predictions (*{SUFFIX}): run inference.py, or name its output folder")
-    if inputs is not None and not inference.inputs.exists():
-        raise DataError(f"--input_folder {inputs} is missing: name the folder or the video that the frames are in")
-    truths = find_labels(Path(truth), split) if truth else {}
+    if input_folder is not None and not inference.inputs.exists():
+        raise DataError(
+            f"--input_folder {input_folder} is missing: name the folder or the video that the frames are in"
+        )
+    truths = find_labels(Path(ground_truth), split) if ground_truth else {}
     if truths and not any(_label_file(file).key in truths for file in _files(output)):
-        raise DataError(f"{truth} has the truth of no frame in {output}: name the data set that they are from")
+        raise DataError(f"{ground_truth} has the truth of no frame in {output}: name the data set that they are from")
     if fps is None:
         fps = (video_length(inference.inputs)[0] if inference.inputs.is_file() else None) or 10.0
     runs = ("prediction",) if other is None else tuple(names or _names(output, other))
