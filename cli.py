@@ -164,7 +164,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             usage=usage, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False
         )
-        self.add_argument("-h", "--help", action=ShowHelp, nargs="?", help=argparse.SUPPRESS)
+        self.add_argument("-h", "--help", action=ShowHelp, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def format_help(self) -> str:
         """Groups without empty lines between them."""
