@@ -65,7 +65,7 @@ RECIPE = {
     "batch_size":          (8,           16,          512),          # samples of one step
     "optimizer":           ("muon",      "muon",      "adamw"),
     "lr":                  (5e-3,        3e-3,        1e-4),
-    "backbone_lr":         (0.15,        0.03,        1.0),          # share of lr
+    "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
     "warmup":              (50,          500,         29),           # steps
     "ema_decay":           (0.998,       0.999,       0.999),
     "sampling":            ((4, 2, 0.5), (8, 4, 0.5), (20, 8, 0.05)),  # first and later steps, time difference
@@ -74,9 +74,8 @@ RECIPE = {
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "segments"),
-    "least_area":          (24,          24,          0),            # mask pixels; smaller things have no slot
     "history_absent":      (0.9,         0.9,         0.0),          # share of clips of video
-    "synthetic_history":   (0.1,         0.1,         0.0),          # share of stills: own mask, moved
+    "synthetic_history":   (0.01,        0.01,        0.0),          # share of stills: own mask, moved
     "scale_range":         ((0.7, 2.2),  (0.7, 2.2),  (1.0, 3.0)),
     "brightness":          (0.2,         0.2,         0.8),
     "contrast":            (0.2,         0.2,         0.8),

@@ -63,7 +63,7 @@ RECIPE = {
     "batch_size":          (16,          16,          32),           # samples of one step
     "optimizer":           ("muon",      "muon",      "adamw"),
     "lr":                  (2e-3,        1e-3,        1e-5),
-    "backbone_lr":         (0.15,        0.03,        1.0),          # share of lr
+    "backbone_lr":         (0.06,        0.03,        1.0),          # share of lr
     "warmup":              (50,          500,         0),            # steps
     "final_lr":            (0.1,         0.1,         1.0),          # share of lr
     "ema_decay":           (0.998,       0.999,       0.99),
@@ -73,9 +73,8 @@ RECIPE = {
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "shuffle"),
-    "least_area":          (24,          24,          0),            # mask pixels; smaller things have no slot
     "history_absent":      (0.8,         0.8,         0.0),          # share of clips of video
-    "synthetic_history":   (0.2,         0.2,         0.0),          # share of stills: own mask, moved
+    "synthetic_history":   (0.04,        0.04,        0.0),          # share of stills: own mask, moved
     "scale_range":         ((0.8, 1.8),  (0.8, 1.8),  (1.0, 1.0)),
     "brightness":          (0.2,         0.2,         0.0),
     "contrast":            (0.2,         0.2,         0.0),

@@ -146,6 +146,7 @@ MUTANTS = [
     Mutant("warm-up-left-out", TRAIN_STEP, "if step < config.warmup:", "if False:"),
     Mutant("learning-rate-does-not-fall", TRAIN_STEP, "(1 - (1 - config.final_lr) * done)", "1"),
     Mutant("freeze-backbone-without-effect", FIT, "if config.freeze_backbone:", "if False:"),
+    Mutant("published-average-warms-up", FIT, "min_value=config.ema_decay if model.config.published else 0.0", "min_value=0.0"),
     Mutant("ema-decay-ignored", FIT, "beta=config.ema_decay", "beta=0.5"),
     # Data
     Mutant("things-by-their-id-alone", TRANSFORMS, "instance.astype(np.int64) * 256 + semantic, 0)", "instance, 0)"),
@@ -155,6 +156,7 @@ MUTANTS = [
     Mutant("small-instances-take-the-slots", SLOTS, "np.argsort(-area, kind=\"stable\")", "np.argsort(area, kind=\"stable\")"),
     Mutant("slots-from-right-to-left", SLOTS, "mine = mine[np.argsort(centre[mine], kind=\"stable\")]",
            "mine = mine[np.argsort(-centre[mine], kind=\"stable\")]"),
+    Mutant("moved-history-absent-too", CLIPS, "0 if moved else c.history_absent", "c.history_absent"),
     Mutant("history-never-dropped", HISTORY, "generator.random(len(semantic)) < dropout", "generator.random(len(semantic)) < 0"),
     Mutant("history-of-another-sequence", FRAMES, "if k == 0 or gap:", "if not runs or gap:"),
     Mutant("history-across-gaps", FRAMES, "if k == 0 or gap:", "if k == 0:"),

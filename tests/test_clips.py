@@ -201,19 +201,6 @@ def test_larger_instances_get_slots_when_there_are_too_few():
         assert sorted({int(slot[instance == k][0]) for k in (1, 2, 4)}) == [1, 2, 3]
 
 
-def test_instances_below_the_least_area_have_no_slot_and_are_unknown():
-    instance = np.repeat([1, 2, 3], [5, 4, 9])[None, None].astype(np.int32)
-    instance = np.concatenate([np.where(instance == 3, 0, instance), instance])  # in the last frame the third comes
-    instance[1, 0, 4] = 2  # the first has 5 pixels in one frame, the second 5 in the other
-    semantic = np.full(instance.shape, CAR, np.uint8)
-    for order in ("random", "position"):
-        slot, no_slot = assign_slots(semantic, instance, 8, np.random.default_rng(0), order, least_area=6)
-        assert (slot[instance != 3] == 0).all() and (slot[instance == 3] > 0).all()
-        np.testing.assert_array_equal(no_slot, instance != 3)
-        slot, _ = assign_slots(semantic, instance, 8, np.random.default_rng(0), order, least_area=5)
-        assert (slot[instance > 0] > 0).all()
-
-
 def test_same_id_in_two_classes_is_two_instances_and_stuff_has_none():
     semantic = np.array([[[CAR, PERSON, 0, VOID]]], np.uint8)
     slot, no_slot = assign_slots(semantic, np.array([[[7, 7, 7, 7]]], np.int32), 3, np.random.default_rng(0))
@@ -388,7 +375,7 @@ def test_history_masks_are_dropped_each_by_itself_and_all_at_once():
     np.testing.assert_allclose(np.mean(absent), 0.6, atol=0.1)
 
 
-@pytest.mark.parametrize("values", [{"history_dropout": 5.0}, {"history_absent": -0.1}, {"least_area": -1}])
+@pytest.mark.parametrize("values", [{"history_dropout": 5.0}, {"history_absent": -0.1}])
 def test_histories_that_cannot_be_are_refused(values):
     with pytest.raises(DataError):
         HistoryConfig(**values)

@@ -519,7 +519,7 @@ def test_a_bomb_is_refused_unopened(weights, tmp_path, capfd):
         (("--image_size", 0, 0), "image_size"),
         (("--fps", "nan"), "--fps above 0"),
         (("--batch_videos", 0), "--batch_videos must be 1"),
-        (("--time_difference", 2), "fraction of the time range"),
+        (("--time_difference", 2), "time_difference must be 0 to 1"),
         (("--first_steps", 0), "steps must be 1 or more"),
         (("--device", "cuda"), "no CUDA device"),
         (("--stepz", 3), "did you mean --steps?"),

@@ -26,10 +26,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
                 groups.append({"params": chosen, "weight_decay": decay, "lr_share": share})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
-    # The layer of the logits has no hidden output. That of the history has no gradient in many steps, and Muon moves on
-    # by an old one as far as by a new one.
-    d = model.denoiser
-    others = {p for part in (d.conv_out, d.conv_history) if part is not None for p in part.parameters()}
-    hidden = [p for p in groups[0]["params"] if p not in others]
-    groups[0]["params"] = [p for p in groups[0]["params"] if p in others]
+    last = set(model.denoiser.conv_out.parameters())  # the layer of the logits has no hidden output
+    hidden = [p for p in groups[0]["params"] if p not in last]
+    groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
     return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)

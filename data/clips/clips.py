@@ -74,7 +74,7 @@ class Clips:
         history = (slice(None, -1), *content)
 
         drop_masks(classes[history], ids[history], c.history_dropout, 0 if moved else c.history_absent, generator)
-        slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, c.slot_order, is_thing, c.least_area)
+        slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, c.slot_order, is_thing)
         semantic_known = classes != VOID
         return {
             "image": torch.from_numpy(image),

@@ -49,12 +49,9 @@ class HistoryConfig:
 
     history_dropout: Annotated[float, "probability that a history mask is dropped"] = 0.2
     history_absent: Annotated[float, "probability that a clip of video has no history at all, as a first frame"] = 0.0
-    least_area: Annotated[int, "instances of fewer mask pixels have no slot in training"] = 0
     slot_order: Annotated[str, "new instances' slots; the last two as published", SLOT_ORDERS] = "random"
 
     def __post_init__(self):
         for name in ("history_dropout", "history_absent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"{name} is a share, 0..1, not {getattr(self, name)}")
-        if self.least_area < 0:
-            raise DataError(f"least_area must be 0 or more, not {self.least_area}")

@@ -13,7 +13,6 @@ def assign_slots(
     generator: np.random.Generator,
     order: str = "random",
     is_thing: np.ndarray = IS_THING,
-    least_area: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give each instance of a clip, that is each (class, id) of a thing, a slot of its own in 1..slots-1.
 
@@ -23,11 +22,8 @@ def assign_slots(
     close instances. Two orders are those of the released code of Pix2Seq-D: "shuffle" draws from 1 to the largest id of
     the clip (data/video.py); "segments", for images, also gives a slot to each class of stuff and to crowd, and draws
     from 1 to their number (data/cityscapes.py).
-
-    An instance that has fewer than `least_area` pixels in each mask has no slot: inference would drop it, and it would
-    push others away from their places. If there are more instances than slots, of which there are 256 at most, the
-    larger ones get them. Returns the slots, uint8, 0 for stuff; and bool, True where a thing has no slot (crowd, too
-    small, or none left); both (T + 1, h, w).
+    If there are more instances than slots, of which there are 256 at most, the larger ones get them. Returns the slots,
+    uint8, 0 for stuff; and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
     """
     slot = np.zeros(semantic.size, np.uint8)
     thing = np.flatnonzero(is_thing[semantic] if order != "segments" else semantic != VOID)
@@ -39,10 +35,6 @@ def assign_slots(
     key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
     keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
     taken = np.argsort(-area, kind="stable")[: slots - 1]
-    if least_area and keys.size:
-        frame = thing // semantic[0].size
-        largest = np.bincount(frame * keys.size + index, minlength=len(semantic) * keys.size).reshape(-1, keys.size)
-        taken = taken[largest.max(axis=0)[taken] >= least_area]
     table = np.zeros(keys.size, slot.dtype)
     most = {"segments": keys.size, "shuffle": max(keys.size, int(ids.max(initial=0)))}.get(order, slots)
     table[np.sort(taken)] = 1 + generator.choice(min(most, slots - 1), taken.size, replace=False)
