@@ -137,7 +137,15 @@ def write_all(
         raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
         names = [s.name for s in sequences]
-        note_run(args.output_folder, args.input_folder, args.checkpoint, names, args.restart, predictor.space)
+        note_run(
+            args.output_folder,
+            args.input_folder,
+            args.checkpoint,
+            names,
+            args.restart,
+            predictor.space,
+            args.use_frames_before,
+        )
     mine = share(sequences, processes.process_index, processes.num_processes)
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)

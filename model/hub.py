@@ -71,11 +71,12 @@ class Card:
     """What a model card says beside what the model itself tells.
 
     figures: name -> fraction of one, or the JSON that evaluate.py writes; license: of the weights, which is the data's
-    where that forbids more, as an identifier of the hub (`mit`, `cc-by-nc-sa-3.0`).
+    where that forbids more, as an identifier of the hub (`mit`, `cc-by-nc-sa-3.0`); "other": not
+    stated, so the terms of the training data hold.
     """
 
     data: str = "Not stated."
-    license: str = "mit"
+    license: str = "other"
     figures: dict[str, Any] = field(default_factory=dict)
     limits: str = LIMITS
     title: str = "Pix2Seq-D, video panoptic segmentation"
@@ -96,7 +97,7 @@ def model_card(model: Pix2SeqD, card: Card, repository: str) -> ModelCard:
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
         size=" x ".join(map(str, model.config.image_size)),
         data=card.data,
-        licence=f"The weights: {card.license}.",
+        licence="The terms of the training data." if card.license == "other" else f"The weights: {card.license}.",
         figures=_table(card.figures),
         limits=card.limits,
     )
@@ -118,11 +119,8 @@ class HubMixin:
             path = path / checkpoints.LATEST
         stored = checkpoints.load(path)
         model = build(stored, path)
-        fields = {f.name for f in dataclasses.fields(StreamConfig)}
-        sampling = recommended(stored, path) | {k: options.pop(k) for k in fields & options.keys()}
-        options.setdefault("config", StreamConfig(**sampling))
         options.setdefault("space", label_space_in(stored, path))
-        return cls(model, **options)
+        return cls._sampling(model, stored, path, options)
 
     @classmethod
     def from_pretrained(
@@ -136,7 +134,8 @@ class HubMixin:
         **options: Any,
     ) -> Self:
         """A predictor from a checkpoint file, a folder (of `save_pretrained`, or a run's with model-latest.pt), or a
-        model on the hub, `owner/name`. options: of VideoPredictor. Raises CheckpointError where it cannot be used.
+        model on the hub, `owner/name`. options: as of `from_checkpoint`. Raises CheckpointError where it cannot be
+        used.
         """
         folder = Path(source)
         if folder.is_file() or (folder.is_dir() and not (folder / WEIGHTS).exists()):
@@ -155,7 +154,8 @@ class HubMixin:
                 ) from None
         try:
             config = json.loads((folder / CONFIG).read_text())
-        except (OSError, ValueError):
+            sampling = config.pop("sampling", {})
+        except (OSError, ValueError, AttributeError, TypeError):
             raise CheckpointError(f"{source} has no {CONFIG}: it is no model of this program") from None
         try:
             weights = load_file(folder / WEIGHTS)
@@ -164,6 +164,14 @@ class HubMixin:
         model = model_for(config_of({"config": config}, folder / CONFIG), weights, source)
         checkpoints.load_weights(model, weights, source)
         options.setdefault("space", label_space_of(folder) or DEFAULT_SPACE)
+        return cls._sampling(model, {"sampling": sampling}, folder / CONFIG, options)
+
+    @classmethod
+    def _sampling(cls, model: Pix2SeqD, stored: dict[str, Any], source: Path, options: dict[str, Any]) -> Self:
+        """The predictor that samples as a file recommends, where the options name nothing else."""
+        fields = {f.name for f in dataclasses.fields(StreamConfig)}
+        sampling = recommended(stored, source) | {k: options.pop(k) for k in fields & options.keys()}
+        options.setdefault("config", StreamConfig(**sampling))
         return cls(model, **options)
 
     def save_pretrained(self, folder: str | Path, card: Card | None = None, repository: str = "owner/name") -> None:
@@ -178,7 +186,8 @@ class HubMixin:
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(folder / WEIGHTS))
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        (folder / CONFIG).write_text(json.dumps(self.model.config.to_dict(), indent=2) + "\n")
+        config = self.model.config.to_dict() | {"sampling": dataclasses.asdict(self.config)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if not (folder / "README.md").exists():
             model_card(self.model, card or Card(), repository).save(folder / "README.md")
         if self.space != DEFAULT_SPACE:

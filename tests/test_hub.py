@@ -47,6 +47,17 @@ def test_what_is_written(saved):
         assert part in card.text
 
 
+def test_the_recommended_sampling_is_kept_and_can_be_replaced(saved):
+    assert VideoPredictor.from_pretrained(saved).config == OPTIONS["config"]
+    assert VideoPredictor.from_pretrained(saved, first_steps=9).config.first_steps == 9
+
+
+def test_no_licence_is_claimed_that_nobody_stated(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "plain")
+    card = ModelCard.load(tmp_path / "plain" / "README.md")
+    assert card.data.license == "other" and "terms of the training data" in card.text
+
+
 def test_saving_changes_nothing_in_the_predictor(predictor, tmp_path):
     state = torch.get_rng_state()
     before = {k: v.clone() for k, v in predictor.model.state_dict().items()}

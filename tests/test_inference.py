@@ -386,6 +386,29 @@ def test_the_first_masks_can_be_given(weights, tmp_path, capfd):
     assert "which is missing" in infer(capfd, weights, source, out, "--use_frames_before", 2).message
 
 
+def test_masks_that_no_inference_made_are_never_overwritten(weights, tmp_path, capfd):
+    """Labels of a data set, and masks that an earlier run was given."""
+    source = folder_of(tmp_path / "in", named("a", range(4)))
+    semantic, track = np.zeros((30, 50), np.uint8), np.zeros((30, 50), np.int32)
+    write_panoptic(source / "a_000002_panoptic.png", semantic, track)
+    before = masks(source)
+    for flags in ((), ("--restart",)):
+        refused = infer(capfd, weights, source, source, *flags)
+        assert refused.status == 2 and "a_000002_panoptic.png is not of an inference" in refused.message
+    assert masks(source) == before
+
+    out = tmp_path / "out"
+    for n in (0, 1):
+        write_panoptic(out / f"a_{n:06d}_panoptic.png", semantic, track)
+    assert infer(capfd, weights, source, out, "--use_frames_before", 2).status == 0
+    before = masks(out)
+    for flags in ((), ("--restart",), ("--use_frames_before", 1)):
+        refused = infer(capfd, weights, source, out, *flags)
+        assert refused.status == 2 and "repeat --use_frames_before 2" in refused.message
+    assert masks(out) == before
+    assert infer(capfd, weights, source, out, "--use_frames_before", 2).status == 0
+
+
 def test_the_first_masks_of_a_film_can_be_given(weights, tmp_path, capfd):
     out = tmp_path / "out"
     with VideoWriter(tmp_path / "v.mp4", 10) as film:

@@ -37,6 +37,7 @@ class Settings(NamedTuple):
         first_steps, steps, time_difference = self.training.sampling
         stream = {"first_steps": int(first_steps), "steps": int(steps), "time_difference": float(time_difference)}
         published = {"history_steps": int(steps), "average_classes": False, "merge": 0.0, "class_split": 0.0}
+        published |= {"max_gap": 0, "min_area": 1}
         return stream | (published if self.model.published else {})
 
 

@@ -26,15 +26,21 @@ def note_run(
     names: list[str],
     restart: bool,
     space: LabelSpace = DEFAULT_SPACE,
+    masks_given: int = 0,
 ) -> None:
     """Record where the frames and the weights are, and classes other than the default ones, for later readers of the
     output.
 
-    Raises UsageError if the folder holds masks of videos that this run does not make (`restart` removes them), or a
-    classes.json with other classes that no run has written.
+    Raises UsageError if the folder holds masks of videos that this run does not make (`restart` removes them), masks
+    that were given to an earlier run and not to this one, or a classes.json with other classes that no run has written.
     """
     path, classes_path = folder / STATE_FOLDER / "run.json", folder / CLASSES_FILE
     before, stale = read_json(path), {}
+    if (given := before.get("masks_given", 0)) > masks_given:
+        raise cli.UsageError(
+            f"the first {given} masks in {folder} were given to an earlier run and would be overwritten: repeat "
+            f"--use_frames_before {given}, or name another --output_folder"
+        )
     classes = ""
     if space != DEFAULT_SPACE:
         own = tuple(dataclasses.replace(c, ids=(i,)) for i, c in enumerate(space.classes))  # what the PNGs hold
@@ -61,6 +67,7 @@ def note_run(
     files = [os.path.abspath(path) for path in inputs if not is_stream(path)]
     source = os.path.commonpath(files) if files and len(inputs) > 1 else inputs[0]
     run = {"input_folder": source, "checkpoint": str(checkpoint), "sequences": names, "classes": bool(classes)}
+    run["masks_given"] = masks_given
     write_whole(path, json.dumps(run).encode() + b"\n")
     if classes:
         write_whole(classes_path, classes.encode())
@@ -84,7 +91,15 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
 
 
 def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
-    """Raise DataError where a mask that --use_frames_before names is not there."""
+    """Raise DataError where a mask that --use_frames_before names is not there, and UsageError where masks would be
+    overwritten that no inference made, as the labels of a data set."""
+    for sequence in sequences if not count else ():
+        outputs = sequence.outputs(1 if sequence.frames is None else len(sequence.frames))
+        there = [path for path in outputs if (folder / path).exists()]
+        if there and not tracks_part(folder, sequence.name).exists():
+            raise cli.UsageError(
+                f"{folder / there[0]} is not of an inference and would be overwritten: name another --output_folder"
+            )
     for path in (folder / output for sequence in sequences for output in sequence.outputs(count)):
         if not path.is_file():
             raise DataError(f"--use_frames_before {count} needs {path}, which is missing")
