@@ -37,7 +37,7 @@ with cli.imports():
     from data.labels import DataError, LabelSpace
     from data.videos.cuts import Cuts
     from data.videos.find import find_sequences, remarks, share, without_bad
-    from data.videos.folder import check_given, fingerprint, merge_tracks, note_run
+    from data.videos.folder import check_masks, fingerprint, merge_tracks, note_run
     from data.videos.output import SequenceOutput
     from data.videos.overlays import WRITERS
     from data.videos.sequences import InputFrame, Sequence, prefetched
@@ -89,8 +89,10 @@ def main() -> int:
     args = parser.parse_args()
 
     # Everything is checked before anything is computed or written
-    if args.batch_videos < 1 or args.use_frames_before < 0 or not 0 < (args.fps or 10) <= 1000:
-        raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more, --fps above 0")
+    if args.batch_videos < 1 or args.use_frames_before < 0:
+        raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more")
+    if args.fps is not None and not 0.01 <= args.fps <= 1000:
+        raise cli.UsageError(f"--fps must be 0.01 to 1000, not {args.fps:g}")
     sampling = cli.given(args, StreamConfig)
     StreamConfig(**sampling)
     left_out: LeftOut = {}
@@ -98,7 +100,7 @@ def main() -> int:
     if not args.quiet and not int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first speaks
         print("".join(f"{line}\n" for line in remarks(sequences, args.cuts and not args.independent_frames)), end="")
     sequences, no_videos = without_bad(sequences, args.skip_bad_files)
-    check_given(sequences, args.output_folder, args.use_frames_before)
+    check_masks(sequences, args.output_folder, args.use_frames_before)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
     if (streams := sum(is_stream(s.video) for s in sequences)) > args.batch_videos * processes.num_processes:
@@ -128,24 +130,15 @@ def write_all(
 
     version: the time of change of the checkpoint before it was read.
     """
-    flags = vars(predictor.config) | {
-        option.name: getattr(args, option.name) for option in OPTIONS["history and noise"]
-    }
-    flags |= {"image_size": args.image_size, "precision": str(predictor.dtype)}
+    flags = vars(predictor.config) | {"image_size": args.image_size, "precision": str(predictor.dtype)}
+    flags |= {option.name: getattr(args, option.name) for option in OPTIONS["history and noise"]}
     run = fingerprint(args.checkpoint, flags)
     if args.checkpoint.stat().st_mtime_ns != version:
         raise CheckpointError(f"{args.checkpoint} was replaced while it was read, by a training? start again")
     if processes.is_main_process:
         names = [s.name for s in sequences]
-        note_run(
-            args.output_folder,
-            args.input_folder,
-            args.checkpoint,
-            names,
-            args.restart,
-            predictor.space,
-            args.use_frames_before,
-        )
+        given = args.use_frames_before
+        note_run(args.output_folder, args.input_folder, args.checkpoint, names, args.restart, predictor.space, given)
     mine = share(sequences, processes.process_index, processes.num_processes)
     lengths = [sequences[n].rate_and_length()[1] for n in mine]
     total = None if None in lengths else sum(lengths)
@@ -164,7 +157,7 @@ def write_all(
         merge_tracks(args.output_folder, [s.name for s in sequences])
     if processes.num_processes == 1 and not args.quiet:
         print("".join(f"{remark}\n" for job in jobs for remark in job.remarks), end="")
-        print(f"{sum(job.done for job in jobs)} frames are in {args.output_folder}")
+        print(f"{sum(job.done - len(job.failures) for job in jobs)} frames are in {args.output_folder}")
     return failures
 
 

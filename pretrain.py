@@ -74,8 +74,8 @@ RECIPE = {
     "stuff_by_class":      (True,        True,        False),
     "instance_weight":     (0.3,         0.3,         0.2),          # exponent of 1 / (area + 1)
     "slot_order":          ("position",  "position",  "segments"),
-    "history_absent":      (0.9,         0.9,         0.0),          # share of clips of video
-    "synthetic_history":   (0.01,        0.01,        0.0),          # share of stills: own mask, moved
+    "history_absent":      (0.9,         0.9,         0.0),          # share of clips
+    "synthetic_history":   (0.1,         0.1,         0.0),          # share of clips: own mask, moved, if not absent
     "scale_range":         ((0.7, 2.2),  (0.7, 2.2),  (1.0, 3.0)),
     "brightness":          (0.2,         0.2,         0.8),
     "contrast":            (0.2,         0.2,         0.8),

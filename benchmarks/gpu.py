@@ -210,15 +210,8 @@ def learning(data: Path | None) -> dict[str, Any]:
             source = ["--dataset", "cityscapes", "--data_root", str(unpacked(data, Path(folder)))]
         steps = 200 if GPU else 2
         flags = ["--preset", "small", *source, "--backbone_weights", "none", "--steps", str(steps), "--warmup", "20"]
-        flags += [
-            "--validate_videos",
-            "0",
-            "--quiet",
-            "--cache",
-            f"{folder}/cache",
-            "--results_folder",
-            f"{folder}/run",
-        ]
+        flags += ["--validate_videos", "0", "--quiet"]
+        flags += ["--cache", f"{folder}/cache", "--results_folder", f"{folder}/run"]
         if not GPU:
             for name, value in TINY_SIZE.items():
                 flags += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]

@@ -120,7 +120,7 @@ class HubMixin:
         stored = checkpoints.load(path)
         model = build(stored, path)
         options.setdefault("space", label_space_in(stored, path))
-        return cls._sampling(model, stored, path, options)
+        return cls._recommending(model, stored, path, options)
 
     @classmethod
     def from_pretrained(
@@ -164,10 +164,10 @@ class HubMixin:
         model = model_for(config_of({"config": config}, folder / CONFIG), weights, source)
         checkpoints.load_weights(model, weights, source)
         options.setdefault("space", label_space_of(folder) or DEFAULT_SPACE)
-        return cls._sampling(model, {"sampling": sampling}, folder / CONFIG, options)
+        return cls._recommending(model, {"sampling": sampling}, folder / CONFIG, options)
 
     @classmethod
-    def _sampling(cls, model: Pix2SeqD, stored: dict[str, Any], source: Path, options: dict[str, Any]) -> Self:
+    def _recommending(cls, model: Pix2SeqD, stored: dict[str, Any], source: Path, options: dict[str, Any]) -> Self:
         """The predictor that samples as a file recommends, where the options name nothing else."""
         fields = {f.name for f in dataclasses.fields(StreamConfig)}
         sampling = recommended(stored, source) | {k: options.pop(k) for k in fields & options.keys()}

@@ -506,13 +506,23 @@ def test_a_flipped_bit_costs_its_frame_alone(weights, tmp_path, capfd):
     data = bytearray(path.read_bytes())
     data[data.index(b"IDAT") + 4] ^= 0xFF  # the header of the compressed stream
     path.write_bytes(data)
-    result = infer(capfd, weights, source, out, overlay="gif")
+    result = infer(capfd, weights, source, out, "--no-quiet", overlay="gif")
     assert (
         result.status == 1 and "could not be read and have no prediction: 1" in result.err and path.name in result.err
     )
-    assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000002_panoptic.png"]
+    assert sorted(masks(out)) == ["a_000000_panoptic.png", "a_000002_panoptic.png"] and "2 frames are in" in result.out
     with Image.open(out / "a_overlay.gif") as film:
         assert film.n_frames == 2
+
+
+def test_a_page_that_cannot_be_served_is_said_so(weights, tmp_path, capfd, monkeypatch):
+    def refuse(*_):
+        raise OSError("no port is free")
+
+    monkeypatch.setattr("data.draw.live.Live.__init__", refuse)
+    source = folder_of(tmp_path / "in", named("a", range(1)))
+    result = infer(capfd, weights, source, tmp_path / "out", "--live")
+    assert result.status == 2 and "--live: no page can be served" in result.message
 
 
 def test_bytes_after_a_whole_image_are_no_fault(weights, tmp_path, capfd):
@@ -540,7 +550,9 @@ def test_a_bomb_is_refused_unopened(weights, tmp_path, capfd):
         (("--checkpoint", "nowhere.pt"), "there is no checkpoint nowhere.pt"),
         (("--checkpoint", Path(__file__).parent), "tests/model-latest.pt: train one"),
         (("--image_size", 0, 0), "image_size"),
-        (("--fps", "nan"), "--fps above 0"),
+        (("--fps", "nan"), "--fps must be 0.01 to 1000"),
+        (("--fps", 0), "--fps must be 0.01 to 1000"),
+        (("--min_area", -5), "min_area must be 0 or more"),
         (("--batch_videos", 0), "--batch_videos must be 1"),
         (("--time_difference", 2), "time_difference must be 0 to 1"),
         (("--first_steps", 0), "steps must be 1 or more"),

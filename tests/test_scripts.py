@@ -28,7 +28,9 @@ from data.sets import kitti_step
 from model import ModelConfig
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
+from train import RECIPE
 from training.config import TrainingConfig
+from training.options import preset_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -103,6 +105,15 @@ def test_the_help_shows_the_defaults_of_the_preset(capfd):
 def test_backbone_weights_are_those_at_hand(capfd):
     for preset, file in (("tiny", "backbone-cspnet.pt"), ("small", "coco")):
         assert json.loads(call(capfd, "train", "--preset", preset, "--dry_run").out)["backbone_weights"].endswith(file)
+
+
+def test_the_published_preset_recommends_the_published_stream():
+    """The history in all steps, and nothing of ours: no merging, splitting, averaging, dropping or finding again."""
+    assert preset_settings("base", RECIPE).stream == {
+        "first_steps": 20, "steps": 8, "time_difference": 0.0, "history_steps": 8, "average_classes": False,
+        "merge": 0.0, "class_split": 0.0, "max_gap": 0, "min_area": 1,
+    }  # fmt: skip
+    assert "min_area" not in preset_settings("tiny", RECIPE).stream
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_does_nothing(capfd, tmp_path):

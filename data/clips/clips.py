@@ -44,9 +44,8 @@ class Clips:
         fmt, augment, c, is_thing = self.fmt, self.augment, self.history_config, self.source.space.is_thing
         frame, semantic, instance = self.source.read(i)
         size = semantic.shape
-        still = not self.source.is_video
-        moved = still and generator.random() < augment.synthetic_history
-        if still and generator.random() < augment.paste:
+        moved = generator.random() < augment.synthetic_history
+        if (moved or not self.source.is_video) and generator.random() < augment.paste:
             other = self.source.read(int(generator.integers(len(self))))
             frame, semantic, instance = paste((frame, semantic, instance), other, generator, is_thing)
         view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
@@ -73,7 +72,7 @@ class Clips:
             classes[t][content], ids[t][content] = maps
         history = (slice(None, -1), *content)
 
-        drop_masks(classes[history], ids[history], c.history_dropout, 0 if moved else c.history_absent, generator)
+        drop_masks(classes[history], ids[history], c, generator)
         slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, c.slot_order, is_thing)
         semantic_known = classes != VOID
         return {

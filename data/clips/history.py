@@ -2,17 +2,15 @@
 
 import numpy as np
 
+from data.clips.settings import HistoryConfig
 from data.labels import VOID
 
 
 def drop_masks(
-    semantic: np.ndarray, instance: np.ndarray, dropout: float, absent: float, generator: np.random.Generator
+    semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, generator: np.random.Generator
 ) -> None:
-    """Drop history masks in place: classes (T, h, w) become void, ids (T, h, w) become 0.
-
-    dropout: the probability of each mask; absent: of all together.
-    """
-    dropped = generator.random(len(semantic)) < dropout
-    if generator.random() < absent:
+    """Drop history masks in place: classes (T, h, w) become void, ids (T, h, w) become 0."""
+    dropped = generator.random(len(semantic)) < config.history_dropout
+    if generator.random() < config.history_absent:
         dropped[:] = True
     semantic[dropped], instance[dropped] = VOID, 0

@@ -90,9 +90,10 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def check_given(sequences: list[Sequence], folder: Path, count: int) -> None:
+def check_masks(sequences: list[Sequence], folder: Path, count: int) -> None:
     """Raise DataError where a mask that --use_frames_before names is not there, and UsageError where masks would be
-    overwritten that no inference made, as the labels of a data set."""
+    overwritten that no inference made, as the labels of a data set. Not where some masks are given:
+    then the user knows of them."""
     for sequence in sequences if not count else ():
         outputs = sequence.outputs(1 if sequence.frames is None else len(sequence.frames))
         there = [path for path in outputs if (folder / path).exists()]

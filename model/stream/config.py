@@ -26,7 +26,7 @@ class StreamConfig:
 
     def __post_init__(self):
         in_range(self, 1, math.inf, "first_steps", "steps")
-        in_range(self, 0, math.inf, "max_gap", "history_steps")
+        in_range(self, 0, math.inf, "max_gap", "history_steps", "min_area")
         in_range(self, 0, 1, "merge", "class_split", "time_difference")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")

@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("other_folder", nargs="?", type=Path, help="of a second one on the same frames")
     cli.add_options(parser, OPTIONS)
     args = parser.parse_args()
-    if args.width < 16 or not 1 <= args.quality <= 100 or not 0 < (args.fps or 10) <= 1000:
-        raise cli.UsageError("--width must be 16 or more, --quality 1 to 100, --fps above 0")
+    if args.width < 16 or not 1 <= args.quality <= 100 or not 0.01 <= (10 if args.fps is None else args.fps) <= 1000:
+        raise cli.UsageError("--width must be 16 or more, --quality 1 to 100, --fps 0.01 to 1000")
     with cli.writable(args.output_folder):
         pages = write_pages(**vars(args))
     for page in pages:
