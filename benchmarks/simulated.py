@@ -1,6 +1,6 @@
 """Estimate what the presets need on a GPU, without one: on fake CUDA tensors, which compute nothing.
 
-    python -m benchmarks.simulated                    memory of a training sample, casts of a frame, batches that fit
+    python -m benchmarks.simulated                    memory of a training sample, batches that fit, casts of a frame
 
 Types and shapes are exact, and autocast is CUDA's; layouts are exact unless a convolution chooses them. Memory is what
 the forward pass keeps for the backward pass, without temporary memory of kernels and waste of the allocator.
@@ -8,29 +8,42 @@ the forward pass keeps for the backward pass, without temporary memory of kernel
 
 import contextlib
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pretrain
+import train
 from model import PRESETS, ModelConfig, Pix2SeqD
 from model.diffusion.draws import Draws
 from model.diffusion.loss import LossConfig, training_loss
 from model.diffusion.samplers import sample
 from model.diffusion.schedule import sampling_times
 from model.network.precision import cast_weights, fold_norms
+from training.options import Settings, preset_settings
 
 COPIES = ("_to_copy", "copy_", "clone")  # casts, and copies to another layout
 MARGIN = 1.25  # factor on the memory of a sample, for what is left out
 
 
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The kernel that `scaled_dot_product_attention` takes on a GPU in bfloat16; without one PyTorch takes the plain
+    products, which keep a matrix of tokens by tokens for the backward pass."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(*(x.to(torch.bfloat16) for x in (q, k, v)))[0]
+
+
 @contextlib.contextmanager
 def cuda() -> Iterator[None]:
     """`with cuda():` makes each new tensor a fake CUDA tensor, under bfloat16 autocast."""
-    with FakeTensorMode(), torch.device("cuda"):
+    fused = mock.patch.object(F, "scaled_dot_product_attention", flash_attention)
+    with fused, FakeTensorMode(), torch.device("cuda"):
         torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") is disabled without a device
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
@@ -111,30 +124,33 @@ def _kept(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool) ->
         return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def table(presets: Sequence[str], losses: dict[str, LossConfig]) -> list[str]:
-    """Lines of a Markdown table, one for each preset."""
-    lines = [
-        "| preset | GiB a training sample | samples in 24 GB | in 80 GB | operations a frame of 4 steps | casts |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in presets:
-        config = dataclasses.replace(PRESETS[name], backbone_norm="frozen_batch")
-        each = bytes_a_sample(config, losses.get(name))
-        with cuda(), torch.no_grad():
-            model = made(config).eval()
-            # Weights, gradients, averaged weights, two momenta, and the weights in bfloat16
-            fixed = 5.5 * sum(p.nbytes for p in model.parameters())
-            with Count() as count:
-                frame(model, steps=4, ready=True)
-        fits = [int(max(0, gigabytes * 0.95e9 - fixed) // (MARGIN * each)) for gigabytes in (24, 80)]
-        copies = sum(count.named(*COPIES))
-        lines.append(f"| {name} | {each / 2**30:.2f} | {fits[0]} | {fits[1]} | {count.calls:,} | {copies:,} |")
-    return lines
+def fits(settings: Settings, gigabytes: float) -> int:
+    """How many samples of a training step fit into the memory of a GPU, with MARGIN."""
+    config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
+    with cuda():
+        weights = sum(p.nbytes for p in Pix2SeqD(config).parameters())
+    # Weights, gradients, averaged weights, two momenta, and the weights in bfloat16
+    return int(max(0, gigabytes * 0.95e9 - 5.5 * weights) // (MARGIN * bytes_a_sample(config, settings.loss)))
 
 
 def main() -> None:
-    strides = {"tiny": LossConfig(loss_stride=3), "small": LossConfig(loss_stride=2)}  # as in the scripts' recipes
-    print("\n".join(table(list(PRESETS), strides)))
+    print(
+        "| preset | script | GiB a training sample | samples in 24 GB | in 80 GB | batch |\n|---|---|---|---|---|---|"
+    )
+    for preset, script in itertools.product(PRESETS, (pretrain, train)):
+        settings = preset_settings(preset, script.RECIPE)
+        config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
+        each, batch = bytes_a_sample(config, settings.loss) / 2**30, settings.training.batch_size
+        print(
+            f"| {preset} | {script.__name__}.py | {each:.2f} | {fits(settings, 24)} | {fits(settings, 80)} | {batch} |"
+        )
+    print("\n| preset | operations a frame of 4 steps | of them casts and copies |\n|---|---|---|")
+    for preset in PRESETS:
+        with cuda(), torch.no_grad():
+            model = made(dataclasses.replace(PRESETS[preset], backbone_norm="frozen_batch")).eval()
+            with Count() as count:
+                frame(model, steps=4, ready=True)
+        print(f"| {preset} | {count.calls:,} | {sum(count.named(*COPIES)):,} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of them: a thread each, before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,3 +32,10 @@ def serve(monkeypatch):
     for server in running:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A process for what starts the threads of autograd, after which it refuses to run in the forks of other tests."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        yield process

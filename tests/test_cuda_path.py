@@ -9,12 +9,15 @@ import torch
 from small import CONFIG, DEVICE, lively_model, reduced
 from torchvision.ops import FrozenBatchNorm2d
 
+import pretrain
+import train
 from benchmarks import gpu
-from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, frame, made
+from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, frame, made
 from model import PRESETS, Pix2SeqD
-from model.network.layers import conv_from_patches, to_patches
+from model.network.layers import Attention, conv_from_patches, to_patches
 from model.network.resnet import FrozenBatchNorm
 from model.stream.answer import candidates, slot_masses
+from training.options import preset_settings
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The same results
@@ -63,19 +66,18 @@ def test_the_gpu_hour_runs_on_a_cpu_goes_on_after_a_failed_part_and_says_what_di
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Fake CUDA tensors
+# Fake CUDA tensors, in a process of their own
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_maps_are_bfloat16_on_a_gpu(preset):
+def maps_not_in_bfloat16(preset):
     config = dataclasses.replace(reduced(preset, (64, 128)), backbone_norm="frozen_batch")
     odd = []
 
     def look(module, _, output):
         for y in output if isinstance(output, tuple | list) else [output]:
             if isinstance(y, torch.Tensor) and y.ndim == 4 and y.dtype != torch.bfloat16:
-                odd.append((type(module).__name__, y.dtype, tuple(y.shape)))
+                odd.append((type(module).__name__, str(y.dtype), tuple(y.shape)))
 
     with cuda(), torch.no_grad():
         model = made(config).eval()
@@ -83,18 +85,53 @@ def test_maps_are_bfloat16_on_a_gpu(preset):
             if not isinstance(module, Pix2SeqD | torch.nn.ModuleList):
                 module.register_forward_hook(look)
         frame(model, steps=2)
-    assert odd == []
+    return odd
 
 
-def test_a_frame_casts_few_tensors():
-    """With the weights cast once, what is left is what the transformers keep in float32, and the noise."""
+@pytest.mark.parametrize("preset", PRESETS)
+def test_maps_are_bfloat16_on_a_gpu(elsewhere, preset):
+    assert elsewhere.submit(maps_not_in_bfloat16, preset).result() == []
+
+
+def operations_of_a_frame():
     with cuda(), torch.no_grad(), Count() as count:
         frame(made(reduced("tiny", (64, 128))).eval(), steps=1, ready=True)
-    assert count.calls > 100 and sum(count.named(*COPIES)) < 0.2 * count.calls
+    return count.calls, sum(count.named(*COPIES))
 
 
-def test_memory_of_a_sample_grows_with_the_mask_and_shrinks_with_recomputing():
+def test_a_frame_casts_few_tensors(elsewhere):
+    """With the weights cast once, what is left is what the transformers keep in float32, and the noise."""
+    calls, copies = elsewhere.submit(operations_of_a_frame).result()
+    assert calls > 100 and copies < 0.2 * calls
+
+
+def test_memory_of_a_sample_grows_with_the_mask_and_shrinks_with_recomputing(elsewhere):
     config = dataclasses.replace(CONFIG, backbone_norm="frozen_batch")
-    sample = bytes_a_sample(config)
-    assert 1e5 < bytes_a_sample(config, recompute=True) < 0.8 * sample
-    assert bytes_a_sample(dataclasses.replace(config, mask_size=(32, 64))) > 2 * sample
+    larger = dataclasses.replace(config, mask_size=(32, 64))
+    calls = ((config,), (config, None, True), (larger,))
+    sample, recomputed, large = (elsewhere.submit(bytes_a_sample, *call).result() for call in calls)
+    assert 1e5 < recomputed < 0.8 * sample and large > 2 * sample
+
+
+def kept_by_attention(tokens):
+    """Bytes that attention over so many tokens keeps for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        Attention(64, 4)(torch.randn(1, tokens, 64))
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def test_attention_on_a_gpu_keeps_no_matrix_of_tokens_by_tokens(elsewhere):
+    few, many = (elsewhere.submit(kept_by_attention, n).result() for n in (1000, 4000))
+    assert few < many < 4.1 * few
+
+
+@pytest.mark.parametrize("script", [pretrain, train])
+def test_the_batch_of_small_fits_a_gpu_of_24_gb(elsewhere, script):
+    settings = preset_settings("small", script.RECIPE)
+    assert elsewhere.submit(fits, settings, 24).result() >= settings.training.batch_size

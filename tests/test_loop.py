@@ -2,8 +2,6 @@
 needs of it, tried on a CPU with a stand-in for the graph."""
 
 import dataclasses
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -214,12 +212,6 @@ def test_folded_norms_change_an_image_s_features_by_rounding_alone():
 # torch.compile, without a compiler: what it makes of the Python, and that nothing in it breaks the graph. In a process
 # of its own, since after it autograd refuses to run in the forks of other tests.
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def elsewhere():
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        yield process
 
 
 @torch.inference_mode()
