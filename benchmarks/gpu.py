@@ -3,8 +3,9 @@
     python -m benchmarks.gpu [DATA] [--out results/gpu]      all parts, the most useful first
     python -m benchmarks.gpu --only speed                    one of them
 
-Each part is a separate process with a time limit, so a part that fails or takes too long does not affect the others.
-The figures go to gpu.json, and as a table to gpu.md. Without a GPU everything runs at a tiny size, as a trial.
+Each part is a separate process with a time limit, so a part that fails or takes too long does not affect the others;
+what it had measured is kept, and what it printed is in NAME.log. The figures go to gpu.json, and as a table to gpu.md.
+Without a GPU everything runs at a tiny size, as a trial.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,36 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
+import train
 from model import PRESETS, ModelConfig, Pix2SeqD, StreamConfig, VideoPredictor
 from model import checkpoint as checkpoints
-from model.diffusion.loss import LossConfig
 from model.network.precision import make_fast
 from model.stream.loading import build
 from training.config import TrainingConfig
 from training.fit import fit
 from training.machine import one_batch
+from training.options import Settings, preset_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 TINY_SIZE = {"image_size": (64, 128), "encoder_dim": 64, "encoder_depth": 1, "encoder_heads": 4, "map_channels": 32,
              "dim": 32, "denoiser_depth": 1, "transformer_dim": 64, "transformer_heads": 4}  # fmt: skip
-LOSSES = {"tiny": LossConfig(loss_stride=3), "small": LossConfig(loss_stride=2)}  # as in the scripts' recipes
+Figures = Iterator[tuple[str, Any]]  # name and value
+BATCH = {"tiny": 32, "small": 8, "base": 2}  # samples at once in training
+
+
+def settings_of(preset: str) -> Settings:
+    """Those of train.py, with a frozen ResNet, as from pre-trained weights; without a GPU at a tiny size."""
+    settings = preset_settings(preset, train.RECIPE)
+    config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
+    if not GPU:
+        config = dataclasses.replace(config, **TINY_SIZE, mask_size=config.mask_for(TINY_SIZE["image_size"]))
+    return settings._replace(model=config)
 
 
 def config_of(preset: str) -> ModelConfig:
-    config = dataclasses.replace(PRESETS[preset], backbone_norm="frozen_batch")
-    if GPU:
-        return config
-    return dataclasses.replace(config, **TINY_SIZE, mask_size=config.mask_for(TINY_SIZE["image_size"]))
+    return settings_of(preset).model
 
 
 def seconds(call: Callable[[], Any], least: float = 1.0 if GPU else 0.05) -> float:
@@ -68,75 +77,108 @@ def seconds(call: Callable[[], Any], least: float = 1.0 if GPU else 0.05) -> flo
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The parts: each returns figures by name
+# The parts: each gives its figures one by one, so that those it has got to are kept if it runs out of time
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def tests(_: Path | None) -> dict[str, Any]:
+def tests(_: Path | None) -> Figures:
     """Run the tests that use a device on this one."""
     files = ["tests/test_presets.py", "tests/test_cuda_path.py"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
     chosen = ["-k", "not hour" if GPU else "answers or patches"]
-    done = subprocess.run(
-        [*command, *chosen], cwd=ROOT, env=os.environ | {"TEST_DEVICE": DEVICE.type}, capture_output=True, text=True
-    )
-    return {"status": done.returncode, "last line": (done.stdout.strip().splitlines() or ["none"])[-1]}
+    environment = os.environ | {"TEST_DEVICE": DEVICE.type}
+    done = subprocess.run([*command, *chosen], cwd=ROOT, env=environment, capture_output=True, text=True)
+    yield "status", done.returncode
+    yield "last line", (done.stdout.strip().splitlines() or ["none"])[-1]
 
 
-def speed(_: Path | None) -> dict[str, Any]:
+def speed(_: Path | None) -> Figures:
     """Each preset: its parts, frames a second at 1, 4 and 8 steps, training, and the share of the matrix rate."""
-    make_fast(DEVICE)
+    rate = matrix_rate()
+    yield "matrix rate, TFLOP/s", rate / 1e12
+    for preset in PRESETS:
+        for way in ("plain", "graphs") if GPU else ("plain",):
+            yield from frames_a_second(preset, way)
+        yield from parts_of_a_frame(preset)
+        yield from training_speed(preset, "plain", rate)
+
+
+def compiled(_: Path | None) -> Figures:
+    """The same with torch.compile, and the wait before the first answer. Without a GPU nothing is compiled but
+    traced."""
+    rate = matrix_rate()
+    for preset in ("small", "tiny", "base"):
+        yield from frames_a_second(preset, "compiled")
+        yield from training_speed(preset, "compiled", rate)
+
+
+def matrix_rate() -> float:
+    """Operations a second of a large product in bfloat16."""
     size = 8192 if GPU else 256
     a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
-    rate = 2 * size**3 / seconds(lambda: a @ a)
-    figures: dict[str, Any] = {"matrix rate, TFLOP/s": rate / 1e12}
+    return 2 * size**3 / seconds(lambda: a @ a)
+
+
+def frames_a_second(preset: str, way: str) -> Figures:
+    """way: plain, graphs or compiled."""
+    make_fast(DEVICE)
     frame = np.random.default_rng(0).integers(0, 256, (375, 1242, 3)).astype(np.uint8)
-    for preset in PRESETS:
-        config = config_of(preset)
-        model = Pix2SeqD(config).to(DEVICE, memory_format=torch.channels_last)
-        torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # otherwise the answer is noise, which is slowest to read
-        for ways in ("plain", "graphs") if GPU else ("plain",):
-            for steps in (1, 4, 8):
-                stream = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
-                predictor = VideoPredictor(model, stream, DEVICE)
-                if ways == "graphs":
-                    predictor.only_infer(cuda_graphs=True)
-                figures[f"{preset}: {ways}, {steps} steps, frames/s"] = 1 / seconds(lambda p=predictor: p(frame))
-        model = Pix2SeqD(config).eval().to(DEVICE, memory_format=torch.channels_last)
-        image = torch.rand(1, 3, *config.image_size, device=DEVICE).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
-            condition = model.denoiser.condition(model.encode(image), None)
-            given = torch.randn(1, config.bits, *config.mask_size, device=DEVICE), torch.ones(1, device=DEVICE)
-            figures[f"{preset}: encoder, ms"] = 1000 * seconds(lambda m=model, i=image: m.encode(i))
-            figures[f"{preset}: step, ms"] = 1000 * seconds(lambda m=model, g=given, c=condition: m.denoiser(*g, c))
-        figures |= training_speed(preset, model, rate)
-    return figures
+    for steps in (1, 4, 8):
+        model = Pix2SeqD(config_of(preset))
+        torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # else the answer is noise, which is slowest to read
+        stream = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
+        predictor = VideoPredictor(model, stream, DEVICE)
+        if GPU:
+            predictor.only_infer(cuda_graphs=way == "graphs", compile=way == "compiled")
+        elif way == "compiled":
+            model.encoder.compile(backend="eager")
+            model.denoiser.compile(backend="eager")
+        begin = time.perf_counter()
+        predictor(frame)
+        predictor(frame)
+        if way == "compiled" and steps == 1:
+            yield f"{preset}: compiled, wait, s", time.perf_counter() - begin
+        yield f"{preset}: {way}, {steps} steps, frames/s", 1 / seconds(lambda p=predictor: p(frame))
 
 
-def training_speed(preset: str, model: Pix2SeqD, rate: float) -> dict[str, float]:
-    accelerator = Accelerator(cpu=not GPU, mixed_precision="bf16" if GPU else "no")
-    batch = {"tiny": 32, "small": 8, "base": 2}[preset] if GPU else 2
-    loss, settings = LOSSES.get(preset, LossConfig()), TrainingConfig(batch_size=batch)
+def parts_of_a_frame(preset: str) -> Figures:
+    config = config_of(preset)
+    model = Pix2SeqD(config).eval().to(DEVICE, memory_format=torch.channels_last)
+    image = torch.rand(1, 3, *config.image_size, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
+        condition = model.denoiser.condition(model.encode(image), None)
+        given = torch.randn(1, config.bits, *config.mask_size, device=DEVICE), torch.ones(1, device=DEVICE)
+        yield f"{preset}: encoder, ms", 1000 * seconds(lambda: model.encode(image))
+        yield f"{preset}: step, ms", 1000 * seconds(lambda: model.denoiser(*given, condition))
 
-    def step() -> None:
-        one_batch(model, loss, settings, accelerator, batch)
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        step()
+def training_speed(preset: str, way: str, rate: float) -> Figures:
+    """As `fit` trains: loader, loss, optimizer and averaged weights."""
+    settings, batch, accelerator = settings_of(preset), BATCH[preset] if GPU else 2, accelerator_of()
+    model = Pix2SeqD(settings.model).to(DEVICE, memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        one_batch(model, settings.loss, settings.training, accelerator, batch)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    each = seconds(step) / batch
-    figures = {
-        f"{preset}: training, samples/s": 1 / each,
-        f"{preset}: training, share of the matrix rate": counter.get_total_flops() / batch / each / rate,
-    }
+    run = dataclasses.replace(
+        settings.training, steps=40 if GPU else 4, batch_size=batch, validate_every=0, accumulate=1,
+        num_workers="auto" if GPU else 0, compile=way == "compiled" and GPU,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, settings.loss, run, Noise(settings.model), folder, accelerator, quiet=True)
+        log = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+    samples = float(np.median([entry["samples_per_s"] for entry in log[len(log) // 2 :]]))
+    yield f"{preset}: {way}, training, samples/s", samples
+    yield f"{preset}: {way}, training, share of the matrix rate", counter.get_total_flops() / batch * samples / rate
     if GPU:
-        figures[f"{preset}: training, peak GiB at {batch}"] = torch.cuda.max_memory_allocated() / 2**30
-    return figures
+        yield f"{preset}: {way}, training, peak GiB at {batch}", torch.cuda.max_memory_allocated() / 2**30
 
 
-def precision(_: Path | None) -> dict[str, Any]:
+def accelerator_of() -> Accelerator:
+    return Accelerator(cpu=not GPU, mixed_precision="bf16" if GPU else "no")
+
+
+def precision(_: Path | None) -> Figures:
     """The share of pixels with the same class in bfloat16 and float32, with the shipped weights if they exist."""
     make_fast(DEVICE)
     weights = ROOT / "results/pretrained/model-tiny.pt"
@@ -149,7 +191,7 @@ def precision(_: Path | None) -> dict[str, Any]:
         answers.append([predictor(np.roll(frame, 4 * n, axis=1)) for n in range(4)])
     same = [(a.semantic == b.semantic).mean() for a, b in zip(*answers, strict=True)]
     which = "shipped" if weights.exists() else "untrained"
-    return {f"pixels of the same class in bf16 and fp32, {which} weights": float(np.mean(same))}
+    yield f"pixels of the same class in bf16 and fp32, {which} weights", float(np.mean(same))
 
 
 class Noise(torch.utils.data.Dataset):
@@ -171,10 +213,9 @@ class Noise(torch.utils.data.Dataset):
         }  # fmt: skip
 
 
-def resume(_: Path | None) -> dict[str, Any]:
+def resume(_: Path | None) -> Figures:
     """Whether a resumed run ends with the same weights, to the bit, and its time; also with deterministic kernels."""
-    figures: dict[str, Any] = {}
-    config = config_of("tiny")
+    config, loss = config_of("tiny"), settings_of("tiny").loss
     for deterministic in (False, True):
         make_fast(DEVICE, deterministic)
         took, weights = 0.0, []
@@ -188,21 +229,18 @@ def resume(_: Path | None) -> dict[str, Any]:
                         validate_every=0, accumulate=1, final_lr=1.0,
                     )  # fmt: skip
                     begin = time.perf_counter()
-                    accelerator = Accelerator(cpu=not GPU, mixed_precision="bf16" if GPU else "no")
-                    fit(
-                        Pix2SeqD(config), LOSSES["tiny"], settings, Noise(config), folder, accelerator,
-                        found and found[1], quiet=True,
-                    )  # fmt: skip
+                    given = Noise(config), folder, accelerator_of(), found and found[1]
+                    fit(Pix2SeqD(config), loss, settings, *given, quiet=True)
                     took += time.perf_counter() - begin
                 weights.append(checkpoints.load(Path(folder) / "model-latest.pt")["training"]["weights"])
         equal = all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
         name = "deterministic" if deterministic else "fastest kernels"
-        figures |= {f"resume, {name}: the same to the bit": equal, f"resume, {name}: seconds": took}
+        yield f"resume, {name}: the same to the bit", equal
+        yield f"resume, {name}: seconds", took
     torch.use_deterministic_algorithms(False)
-    return figures
 
 
-def learning(data: Path | None) -> dict[str, Any]:
+def learning(data: Path | None) -> Figures:
     """200 steps of `small` with pretrain.py: the loss at the start and at the end, and samples a second."""
     with tempfile.TemporaryDirectory() as folder:
         source = ["--dataset", "streets", "--streets_videos", "40" if GPU else "1"]
@@ -220,8 +258,9 @@ def learning(data: Path | None) -> dict[str, Any]:
         log = [json.loads(line) for line in Path(folder, "run/log.jsonl").read_text().splitlines()]
     part = max(len(log) // 10, 1)
     ends = {"first": log[:part], "last": log[-part:]}
-    figures = {f"small: loss, {n} {part} steps": float(np.mean([e["loss"] for e in ls])) for n, ls in ends.items()}
-    return figures | {"small: training, samples/s with loader": float(np.median([e["samples_per_s"] for e in log]))}
+    for name, entries in ends.items():
+        yield f"small: loss, {name} {part} steps", float(np.mean([entry["loss"] for entry in entries]))
+    yield "small: training, samples/s with loader", float(np.median([entry["samples_per_s"] for entry in log]))
 
 
 def unpacked(data: Path, folder: Path) -> Path:
@@ -231,24 +270,6 @@ def unpacked(data: Path, folder: Path) -> Path:
     shutil.unpack_archive(data, folder / "data")
     found = sorted((folder / "data").rglob("leftImg8bit"))
     return found[0].parent if found else folder / "data"
-
-
-def compiled(_: Path | None) -> dict[str, Any]:
-    """torch.compile for `small`: frames a second at 4 steps, and the wait before the first."""
-    if not GPU:
-        return {"small: compiled": "not on a CPU"}
-    frame = np.zeros((375, 1242, 3), np.uint8)
-    stream = StreamConfig(first_steps=4, steps=4, history_steps=4)
-    predictor = VideoPredictor(Pix2SeqD(config_of("small")), stream, DEVICE)
-    predictor.only_infer(compile=True)
-    begin = time.perf_counter()
-    for _ in range(2):
-        predictor(frame)
-    wait = time.perf_counter() - begin
-    return {
-        "small: compiled, wait, s": wait,
-        "small: compiled, 4 steps, frames/s": 1 / seconds(lambda: predictor(frame)),
-    }
 
 
 # The most useful first: name -> (part, limit in seconds on a GPU)
@@ -275,19 +296,27 @@ def run(data: Path | None, out: Path, parts: dict[str, tuple] = PARTS, total: fl
         if left < min(10, limit):
             results["left out"].append(name)
             continue
-        target = out / f"{name}.json"
+        target, log = out / f"{name}.json", out / f"{name}.log"
         target.unlink(missing_ok=True)
         command = [sys.executable, "-m", "benchmarks.gpu", *([str(data)] if data else []), "--only", name]
         print(f"{name} ...", flush=True)
-        since = time.monotonic()
-        part = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, start_new_session=True)
+        since, failed = time.monotonic(), None
+        with log.open("w") as output:
+            part = subprocess.Popen(
+                [*command, "--out", str(out)], cwd=ROOT, start_new_session=True, stdout=output, stderr=output
+            )
         try:
-            status = part.wait(min(limit, left))
-            figures = json.loads(target.read_text()) if target.exists() else {"failed": f"status {status}"}
+            if status := part.wait(min(limit, left)):
+                said = log.read_text(errors="replace").strip().splitlines()
+                failed = said[-1] if said else f"status {status}"
         except subprocess.TimeoutExpired:
             os.killpg(part.pid, signal.SIGKILL)  # with its child processes
             part.wait()
-            figures = {"failed": f"more than {min(limit, left):.0f} s"}
+            failed = f"more than {min(limit, left):.0f} s"
+        figures = json.loads(target.read_text()) if target.exists() else {}
+        if failed:
+            figures["failed"] = failed
+            print(f"  {failed}", flush=True)
         results["parts"][name] = figures | {"seconds": round(time.monotonic() - since, 1)}
         (out / "gpu.json").write_text(json.dumps(results, indent=2))
         (out / "gpu.md").write_text(table(results))
@@ -311,11 +340,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--only", choices=tuple(PARTS), help="one part, in this process")
     args = parser.parse_args()
+    if args.data and not args.data.exists():
+        parser.error(f"{args.data} does not exist")
     data = args.data.resolve() if args.data else None
     out = args.out.resolve()
     if args.only:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{args.only}.json").write_text(json.dumps(PARTS[args.only][0](data)))
+        figures, part, target = {}, out / f"{args.only}.part", out / f"{args.only}.json"
+        for name, value in PARTS[args.only][0](data):
+            figures[name] = value
+            part.write_text(json.dumps(figures))
+            part.replace(target)
     else:
         run(data, out)
 

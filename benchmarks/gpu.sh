@@ -10,8 +10,9 @@ data=${1:+$(realpath "$1")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [ -x "$python" ] || python=$(command -v python3 || command -v python)
-packages="accelerate einops ema_pytorch huggingface_hub av PIL tqdm torchvision pytest psutil"
+packages="accelerate einops ema_pytorch huggingface_hub safetensors filelock av PIL tqdm torchvision pytest psutil"
 if ! "$python" -c "import ${packages// /, }" 2>/dev/null; then
-    "$python" -m pip install --quiet accelerate einops ema-pytorch huggingface_hub av pillow tqdm pytest psutil || true
+    "$python" -m pip install --quiet accelerate einops ema-pytorch huggingface_hub safetensors filelock av pillow tqdm \
+        torchvision pytest psutil || true
 fi
 exec "$python" -m benchmarks.gpu ${data:+"$data"}

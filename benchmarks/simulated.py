@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pretrain
 import train
 from model import PRESETS, ModelConfig, Pix2SeqD
+from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import Draws
 from model.diffusion.loss import LossConfig, training_loss
 from model.diffusion.samplers import sample
@@ -83,16 +84,17 @@ class Count(TorchDispatchMode):
         return [self.names[name] for name in names]
 
 
-def frame(model: Pix2SeqD, steps: int, ready: bool = False) -> Tensor:
-    """A later frame of a video, up to the network's last output. ready: prepare the model as `only_infer` does."""
+def frame(model: Pix2SeqD, steps: int, ready: bool = False, batch: int = 1) -> Tensor:
+    """A later frame of each of some videos, up to the network's last output. ready: prepare the model as `only_infer`
+    does."""
     c = model.config
     if ready:
         fold_norms(model)
         cast_weights(model, torch.bfloat16)
-    image = torch.rand(1, 3, *c.image_size).contiguous(memory_format=torch.channels_last)
-    history = torch.zeros(1, len(c.history_offsets) * c.bits, *c.mask_size)
-    x = torch.randn(1, c.bits, *c.mask_size).contiguous(memory_format=torch.channels_last)
-    history = history.contiguous(memory_format=torch.channels_last)
+    image = torch.rand(batch, 3, *c.image_size).contiguous(memory_format=torch.channels_last)
+    maps = torch.zeros(batch, len(c.history_offsets), *c.mask_size, dtype=torch.uint8)
+    history = history_to_bits([maps, maps, maps > 0, maps > 0], c.code_bits, c.scale)
+    x = torch.randn(batch, c.bits, *c.mask_size).contiguous(memory_format=torch.channels_last)
     condition = model.denoiser.condition(model.encode(image), history)
     return sample(model, "ddim", condition, x, sampling_times(steps), lambda: torch.randn_like(x))
 
@@ -110,18 +112,22 @@ def _kept(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool) ->
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with cuda(), torch.enable_grad():
-        model = made(config).train()
-        model.encoder.recompute = model.denoiser.recompute = recompute
-        maps = torch.zeros(batch, len(config.history_offsets) + 1, *config.mask_size, dtype=torch.uint8)
-        image = torch.zeros(batch, 3, *config.image_size).contiguous(memory_format=torch.channels_last)
-        known = torch.ones_like(maps, dtype=torch.bool)
-        clips = {"image": image, "semantic": maps, "instance": maps, "semantic_known": known, "instance_known": known}
-        noise, t = torch.randn(batch, config.bits, *config.mask_size), torch.rand(batch)
-        draws = Draws(t, noise, torch.zeros(batch, dtype=torch.long))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            training_loss(model, config, loss, clips, draws)
+    with cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        forward(config, loss, batch, recompute)
         return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def forward(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool = False) -> None:
+    """The forward pass of a training step; call it under `cuda`."""
+    model = made(config).train()
+    model.encoder.recompute = model.denoiser.recompute = recompute
+    maps = torch.zeros(batch, len(config.history_offsets) + 1, *config.mask_size, dtype=torch.uint8)
+    image = torch.zeros(batch, 3, *config.image_size).contiguous(memory_format=torch.channels_last)
+    known = torch.ones_like(maps, dtype=torch.bool)
+    clips = {"image": image, "semantic": maps, "instance": maps, "semantic_known": known, "instance_known": known}
+    noise, t = torch.randn(batch, config.bits, *config.mask_size), torch.rand(batch)
+    with torch.enable_grad():
+        training_loss(model, config, loss, clips, Draws(t, noise, torch.zeros(batch, dtype=torch.long)))
 
 
 def fits(settings: Settings, gigabytes: float) -> int:

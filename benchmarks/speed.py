@@ -12,6 +12,7 @@
 Times are medians. --json keeps them all. Nothing else should run on the machine.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -34,14 +35,15 @@ with cli.imports():
 
     import inference
     import train
+    from data.clips.cache import Cached
     from data.clips.clips import Clips
     from data.clips.mixture import TrainingStream
     from data.clips.settings import ClipFormat
     from data.io.images import write_image
+    from data.sets.cityscapes import Cityscapes
     from data.streets.source import Streets, render_video
     from model import PRESETS, Pix2SeqD, StreamConfig, VideoPredictor
     from model import checkpoint as checkpoints
-    from training.config import TrainingConfig
     from training.fit import fit
     from training.options import preset_settings
 
@@ -54,6 +56,7 @@ OPTIONS = {
         cli.Option("settings", ("1,1,0", "4,2,0.5", "4,5,0.5"), "first_steps,steps,time_difference"),
         cli.Option("repeats", 15, "timings of each"),
         cli.Option("frames", 2_000, "of the section memory"),
+        cli.Option("data_root", None, "Cityscapes for the section training; none: Streets", kind=Path),
         cli.Option("json", None, "file for all figures", kind=Path),
         cli.Option("quick", False, "each section once, at a small size"),
     ]
@@ -177,35 +180,41 @@ def measure_files(args) -> dict[str, float]:
 
 
 def measure_training(args) -> dict[str, float]:
-    """Samples a second of training (batch of 8 for tiny, else 2) and of the loader, with one process a core."""
+    """Samples a second of training (batch of 8 for tiny, else 2), and what the loader feeds with a process a core:
+    frames decoded, and again from the cache."""
     figures = {}
-    size = (64, 128) if args.quick else None
+    size, count = ((64, 128), 4) if args.quick else (None, 48)
+    workers = len(os.sched_getaffinity(0))
     for preset in args.preset:
         settings = preset_settings(preset, train.RECIPE)
         config = settings.model
         if size:
             config = type(config)(**{**vars(config), "image_size": size, "mask_size": config.mask_for(size)})
         fmt = ClipFormat(config.image_size, config.mask_size, config.slots, config.history_offsets)
-        source = Streets(None, "train", videos=2, image_size=config.image_size)
-        stream = TrainingStream([Clips(source, fmt, settings.augmentation, settings.history)])
-        workers = len(os.sched_getaffinity(0))
-        loader = iter(DataLoader(stream, batch_size=None, num_workers=workers, sampler=range(10**6)))
-        count = 4 if args.quick else 40
-        for _ in range(2 * workers):  # warm-up
-            next(loader)
-        begin = time.perf_counter()
-        for _ in range(count):
-            next(loader)
-        feed = count / (time.perf_counter() - begin)
-        del loader
-        figures[f"{preset}: {workers} loader processes, Streets, samples/s"] = feed
-        batch, steps = (2, 3) if args.quick else (8 if preset == "tiny" else 2, 8)
-        run = TrainingConfig(
-            steps=steps, batch_size=batch, optimizer=settings.training.optimizer, num_workers=1, validate_every=0,
-            save_every=10**6,
-        )  # fmt: skip
-        precision = "bf16" if predictor_of(preset, args, args.settings[0]).dtype == torch.bfloat16 else "no"
         with tempfile.TemporaryDirectory() as folder:
+            sources = {"made": Streets(None, "train", videos=2, image_size=config.image_size)}
+            if args.data_root:
+                frames = Cityscapes(args.data_root, "train")
+                frames.frames = frames.frames[:count]
+                through = Cached(frames, config.image_size, folder, settings.augmentation.scale_range[1])
+                sources = {"decoded": frames, "from the cache": through}
+            for kind, source in sources.items():
+                stream = TrainingStream([Clips(source, fmt, settings.augmentation, settings.history)])
+                loader = DataLoader(stream, batch_size=None, num_workers=workers, sampler=range(10**6))
+                samples = iter(loader)
+                for _ in range(2 * count):  # warm-up, which fills the cache
+                    next(samples)
+                begin = time.perf_counter()
+                for _ in range(count):
+                    next(samples)
+                feed = count / (time.perf_counter() - begin)
+                del samples, loader
+                figures[f"{preset}: {workers} loader processes, {source.name} {kind}, samples/s"] = feed
+            batch, steps = (2, 3) if args.quick else (8 if preset == "tiny" else 2, 12)
+            run = dataclasses.replace(
+                settings.training, steps=steps, batch_size=batch, accumulate=1, validate_every=0, save_every=10**6
+            )
+            precision = "bf16" if predictor_of(preset, args, args.settings[0]).dtype == torch.bfloat16 else "no"
             accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
             fit(Pix2SeqD(config), settings.loss, run, stream, folder, accelerator, quiet=True)
             lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]

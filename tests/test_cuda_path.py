@@ -2,18 +2,21 @@
 CUDA tensors, of which nothing is computed (benchmarks/simulated.py)."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
 import torch
 from small import CONFIG, DEVICE, lively_model, reduced
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 import pretrain
 import train
 from benchmarks import gpu
-from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, frame, made
+from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, forward, frame, made
 from model import PRESETS, Pix2SeqD
+from model.diffusion.loss import LossConfig
 from model.network.layers import Attention, conv_from_patches, to_patches
 from model.network.resnet import FrozenBatchNorm
 from model.stream.answer import candidates, slot_masses
@@ -91,6 +94,40 @@ def maps_not_in_bfloat16(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_maps_are_bfloat16_on_a_gpu(elsewhere, preset):
     assert elsewhere.submit(maps_not_in_bfloat16, preset).result() == []
+
+
+class Convolutions(TorchDispatchMode):
+    """Lists the shapes of inputs of convolutions that are not channels-last, which cuDNN would copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.copied = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            self.count += 1
+            if not args[0].is_contiguous(memory_format=torch.channels_last):
+                self.copied.append(tuple(args[0].shape))
+            output = output.contiguous(memory_format=torch.channels_last)  # as cuDNN answers to such kernels
+        return output
+
+
+def convolutions(preset, training):
+    config = dataclasses.replace(reduced(preset, (64, 128)), backbone_norm="frozen_batch")
+    with cuda(), Convolutions() as seen:
+        if training:
+            forward(config, LossConfig(), batch=2)
+        else:
+            with torch.no_grad():
+                frame(made(config).eval(), steps=2, batch=2)
+    return seen.count, seen.copied
+
+
+@pytest.mark.parametrize(("preset", "training"), itertools.product(PRESETS, (False, True)))
+def test_what_a_convolution_takes_is_channels_last(elsewhere, preset, training):
+    count, copied = elsewhere.submit(convolutions, preset, training).result()
+    assert count > 20 and copied == []
 
 
 def operations_of_a_frame():

@@ -357,10 +357,14 @@ def test_a_portrait_frame_is_stored_whole(tmp_path):
 def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room(tmp_path, monkeypatch):
     make_kitti(tmp_path / "kitti" / "train")
     source, said = KittiStep(tmp_path / "kitti"), []
-    through = samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append)
+
+    def cached(*sources, folder="cache"):
+        return samples.cached(list(sources), (24, 48), tmp_path / folder, 1.5, said.append)
+
+    (through,) = cached(source)
     assert "0.0 GB" in said[0] and through.missing_bytes() == 4 * 6 * 35 * 75
     image = through.read(0)[0]
-    assert samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append).missing_bytes() == 3 * 6 * 35 * 75
+    assert cached(source)[0].missing_bytes() == 3 * 6 * 35 * 75
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -369,16 +373,16 @@ def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room
         patch.setattr(cache, "save_file", full)
         assert through.read(1)[0].shape == image.shape and not through._path(1).exists()
         assert through.read_labels(1)[0].shape == image.shape[:2]
-    monkeypatch.setattr(samples.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
-    assert (
-        samples.cached(source, (24, 48), tmp_path / "cache", 1.5, said.append) is source
-        and "none is silent" in said[-1]
-    )
+    for free, room in ((10_000, []), (60_000, [0]), (120_000, [0, 1])):  # each needs 47,250 bytes more
+        monkeypatch.setattr(samples.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        sources = source, KittiStep(tmp_path / "kitti")
+        assert [n for n, after in enumerate(cached(*sources)) if after is not sources[n]] == room
+    assert sum("none is silent" in line for line in said) == 3
     (tmp_path / "file").touch()
-    assert samples.cached(source, (24, 48), tmp_path / "file", 1.5, said.append) is source
+    assert cached(source, folder="file") == [source]
     assert "cannot be written" in said[-1]
     painted = Painted()  # is made, not read
-    assert samples.cached(painted, (24, 48), tmp_path / "cache", 1.5, said.append) is painted
+    assert cached(painted) == [painted]
 
 
 @needs_kitti

@@ -60,30 +60,37 @@ def training_stream(
     fmt = ClipFormat(image_size, tuple(config.mask_size), config.slots, config.history_offsets)
     if args.cache != Path("none"):
         margin = max(settings.augmentation.scale_range[1], 1.0)
-        sources = [cached(source, image_size, args.cache, margin, accelerator.print) for source in sources]
+        sources = cached(sources, image_size, args.cache, margin, accelerator.print)
     clips = [Clips(source, fmt, settings.augmentation, settings.history) for source in sources]
     total = training.steps * training.batch_size
     return TrainingStream(clips, args.dataset_weights, training.seed, total, args.skip_bad_files)
 
 
-def cached(source: FrameSource, image_size: tuple[int, int], folder: Path, margin: float, say=print) -> FrameSource:
-    """Put a cache in front of a data set and announce its size. Returns the data set itself if it is not read from
-    files, if the disk has no room, or if the folder cannot be written."""
-    if any(frame.image is None for frame in source.frames):
-        return source
+def cached(
+    sources: list[FrameSource], image_size: tuple[int, int], folder: Path, margin: float, say=print
+) -> list[FrameSource]:
+    """Put a cache in front of each data set and announce its size. A data set stays as it is if it is not read from
+    files, if the disk has no room for it beside those before it, or if the folder cannot be written."""
     instead = "so frames are decoded each time (slower); --cache PATH takes another folder, --cache none is silent"
-    try:
-        through = Cached(source, image_size, folder, margin)
-        wanted, free = through.missing_bytes(), shutil.disk_usage(folder).free
-    except OSError as error:
-        say(f"cache: {folder} cannot be written ({error.strerror}), {instead}")
-        return source
-    if wanted > FILL * free:
-        say(f"cache: {source.name} needs {wanted / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free, {instead}")
-        return source
-    if wanted:
-        say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
-    return through
+    chosen, promised = [], 0
+    for source in sources:
+        chosen.append(source)
+        if any(frame.image is None for frame in source.frames):
+            continue
+        try:
+            through = Cached(source, image_size, folder, margin)
+            wanted, free = through.missing_bytes(), shutil.disk_usage(folder).free - promised
+        except OSError as error:
+            say(f"cache: {folder} cannot be written ({error.strerror}), {instead}")
+            continue
+        if wanted > FILL * free:
+            left = f"{max(free, 0) / 1e9:.1f} GB free"
+            say(f"cache: {source.name} needs {wanted / 1e9:.1f} GB, and {folder} has {left}, {instead}")
+            continue
+        if wanted:
+            say(f"cache: frames of {source.name} are decoded once, into {wanted / 1e9:.1f} GB in {through.folder}")
+        chosen[-1], promised = through, promised + wanted
+    return chosen
 
 
 def in_words(sources: list[FrameSource]) -> str:

@@ -9,6 +9,7 @@ codes has.
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,5 +44,5 @@ def labels_to_bits(
 
 def history_to_bits(maps: Sequence[Tensor], code_bits: Sequence[int], scale: float) -> Tensor:
     """Past label maps, those that `labels_to_bits` takes but (B, T, h, w), to analog bits (B, T * bits, h, w)."""
-    bits = labels_to_bits(*(m.flatten(0, 1) for m in maps), code_bits, scale)  # (B T, bits, h, w)
-    return bits.unflatten(0, maps[0].shape[:2]).flatten(1, 2)
+    bits = labels_to_bits(*(m.flatten(0, 1) for m in maps), code_bits, scale)
+    return rearrange(bits, "(b t) c h w -> b h w (t c)", b=len(maps[0])).permute(0, 3, 1, 2)  # channels-last

@@ -108,8 +108,9 @@ def coordinates(height: int, width: int, device: torch.device) -> Tensor:
     """
     frequency = torch.pi * 2.0 ** torch.arange(COORDINATES // 4, device=device)
     y, x = ((torch.arange(n, device=device) + 0.5)[:, None] / n * frequency for n in (height, width))
-    y, x = (torch.cat([a.sin(), a.cos()], dim=-1).T for a in (y, x))  # (14, n)
-    return torch.cat([y[:, :, None].expand(-1, -1, width), x[:, None].expand(-1, height, -1)])[None]
+    y, x = (torch.cat([a.sin(), a.cos()], dim=-1) for a in (y, x))  # (n, 14)
+    grid = torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=-1)
+    return grid[None].permute(0, 3, 1, 2)  # channels-last
 
 
 class TimeEmbedding(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.network.config import ModelConfig
+from model.network.precision import to_device
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
 ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
@@ -136,8 +137,10 @@ def full_size(
     # Which final slots each raw one has become: several where its classes were split
     became = np.zeros((config.slots, config.slots), np.float32)
     became[raw_slot[slot > 0], slot[slot > 0]] = 1
-    member = torch.from_numpy(became[1:, finals[segments]]).to(output.device)
-    is_part = member[member.sum(dim=1) > 1].any(dim=0)
+    member = became[1:, finals[segments]]
+    is_part = member[member.sum(axis=1) > 1].any(axis=0)
+    arrays = index[pairs], codes - 1, segments, member, is_part
+    labels, classes_of, columns, member, is_part = (to_device(torch.from_numpy(a), output.device) for a in arrays)
 
     def score(pixels: Tensor) -> Tensor:
         """How likely each label is for mask pixels (n,): (n, labels). For a class it is its probability. For a segment
@@ -145,15 +148,15 @@ def full_size(
         relative to the likeliest segment's."""
         rows = output.permute(1, 2, 0).flatten(0, 1).index_select(0, pixels).float()
         classes = rows[:, 1 : config.code_sizes[0]].softmax(dim=-1)
-        scores = classes.index_select(1, torch.from_numpy(codes - 1).to(output.device))
+        scores = classes.index_select(1, classes_of)
         if segments.size:
             shares = rows[:, config.code_sizes[0] + 1 :].softmax(dim=-1) @ member
-            tracked = classes[:, list(config.tracked)].amax(dim=-1, keepdim=True)
-            certain = torch.where(is_part, scores[:, segments], tracked)
-            scores[:, segments] = certain * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9)
+            tracked = torch.stack([classes[:, t] for t in config.tracked], dim=-1).amax(dim=-1, keepdim=True)
+            certain = torch.where(is_part, scores.index_select(1, columns), tracked)
+            scores.index_copy_(1, columns, certain * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9))
         return scores
 
-    decided = decide(torch.from_numpy(index[pairs]).to(output.device), score, size).cpu().numpy()
+    decided = decide(labels, score, size).cpu().numpy()
     return codes.astype(semantic.dtype).take(decided), finals.astype(slot.dtype).take(decided)
 
 

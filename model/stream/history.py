@@ -10,6 +10,7 @@ from torch import Tensor
 from data.io.pixels import nearest
 from data.labels import VOID
 from model.network.config import ModelConfig
+from model.network.precision import to_device
 from model.stream.state import StreamState
 from model.stream.tracks import placed, updated_track, with_mask
 
@@ -27,8 +28,8 @@ def past_masks(states: Sequence[StreamState], config: ModelConfig, mask_size: tu
             rows = [config.history_length + offset for offset in offsets]
             for target, source in zip(maps, (state.semantic, state.slot, state.known), strict=True):
                 target[b] = source[rows]
-    semantic, slot, known = (torch.from_numpy(m).to(device, non_blocking=True) for m in maps)
-    things = torch.tensor([c + 1 for c in config.things], dtype=torch.uint8, device=device)
+    semantic, slot, known = (to_device(torch.from_numpy(m), device) for m in maps)
+    things = to_device(torch.tensor([c + 1 for c in config.things], dtype=torch.uint8), device)
     nameless = torch.isin(semantic, things) & (slot == 0)
     return [semantic, slot, known, known & ~nameless]
 

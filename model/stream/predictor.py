@@ -17,7 +17,7 @@ from model.checks import ConfigError, checked_size
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
 from model.network.pix2seq_d import Pix2SeqD
-from model.network.precision import cast_weights, fold_norms, make_fast, precision
+from model.network.precision import cast_weights, fold_norms, make_fast, precision, to_device
 from model.stream.config import StreamConfig
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.state import Moment, StreamState
@@ -114,8 +114,7 @@ class VideoPredictor(HubMixin):
             groups.setdefault((moment.first, *self.sizes(frames[i])), []).append(i)
         seen: list[Seen] = [None] * len(frames)
         for (_, image_size, mask_size), group in groups.items():
-            images = torch.stack([fit_frame(frames[i], image_size) for i in group])
-            images = images.to(self.device, non_blocking=True)
+            images = to_device(torch.stack([fit_frame(frames[i], image_size) for i in group]), self.device)
             images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
             past = [states[i].at_size(mask_size) for i in group] if states else ()
             given = (images, [moments[i] for i in group], self.config, mask_size, past, self.sampling, callback)
