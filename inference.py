@@ -149,12 +149,16 @@ def write_all(
         tqdm(total=total, unit="frame", disable=quiet, dynamic_ncols=True) as bar,
     ):
         jobs = [Job(sequences[number], number, args, run, bar, predictor.space, live) for number in mine]
-        predict(predictor, jobs, args.batch_videos)
+        try:
+            predict(predictor, jobs, args.batch_videos)
+        finally:  # what was predicted before an error or Ctrl-C is listed, too
+            if processes.num_processes == 1:
+                merge_tracks(args.output_folder, [s.name for s in sequences])
     failures = [failure for job in jobs for failure in job.failures]
     if processes.num_processes > 1:
         failures = gather_object(failures)  # waits for all
-    if processes.is_main_process:
-        merge_tracks(args.output_folder, [s.name for s in sequences])
+        if processes.is_main_process:
+            merge_tracks(args.output_folder, [s.name for s in sequences])
     if processes.num_processes == 1 and not args.quiet:
         print("".join(f"{remark}\n" for job in jobs for remark in job.remarks), end="")
         print(f"{sum(job.done - len(job.failures) for job in jobs)} frames are in {args.output_folder}")

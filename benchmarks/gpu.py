@@ -40,6 +40,7 @@ from training.options import Settings, preset_settings
 ROOT = Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
+FRAME, STEPS = ((375, 1242), (1, 4, 8)) if GPU else ((64, 128), (1,))
 TINY_SIZE = {"image_size": (64, 128), "encoder_dim": 64, "encoder_depth": 1, "encoder_heads": 4, "map_channels": 32,
              "dim": 32, "denoiser_depth": 1, "transformer_dim": 64, "transformer_heads": 4}  # fmt: skip
 Figures = Iterator[tuple[str, Any]]  # name and value
@@ -51,7 +52,9 @@ def settings_of(preset: str) -> Settings:
     settings = preset_settings(preset, train.RECIPE)
     config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
     if not GPU:
-        config = dataclasses.replace(config, **TINY_SIZE, mask_size=config.mask_for(TINY_SIZE["image_size"]))
+        backbone = "cspnet" if preset == "tiny" else "resnet10"
+        mask_size = config.mask_for(TINY_SIZE["image_size"])
+        config = dataclasses.replace(config, **TINY_SIZE, mask_size=mask_size, backbone=backbone)
     return settings._replace(model=config)
 
 
@@ -122,8 +125,8 @@ def matrix_rate() -> float:
 def frames_a_second(preset: str, way: str) -> Figures:
     """way: plain, graphs or compiled."""
     make_fast(DEVICE)
-    frame = np.random.default_rng(0).integers(0, 256, (375, 1242, 3)).astype(np.uint8)
-    for steps in (1, 4, 8):
+    frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3)).astype(np.uint8)
+    for steps in STEPS:
         model = Pix2SeqD(config_of(preset))
         torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # else the answer is noise, which is slowest to read
         stream = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
@@ -334,12 +337,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What a GPU makes of the presets.")
     parser.add_argument("data", nargs="?", type=Path, help="training frames in Cityscapes' layout, packed or a folder")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--only", choices=tuple(PARTS), help="one part, in this process")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.data and not args.data.exists():
         parser.error(f"{args.data} does not exist")
     data = args.data.resolve() if args.data else None

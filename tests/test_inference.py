@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -237,9 +238,41 @@ def test_a_video_that_breaks_off_is_done_up_to_there(weights, tmp_path, capfd, m
     (tmp_path / "v.mp4").write_bytes(b"x")
     monkeypatch.setattr("data.videos.sequences.read_video", broken)
     result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out")
-    assert result.status == 1 and "after frame 2" in result.err and len(masks(tmp_path / "out")) == 3
+    assert result.status == 1 and "; 3 frames were read" in result.err and len(masks(tmp_path / "out")) == 3
     monkeypatch.undo()
     assert "cannot be decoded" in infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "other").message
+
+
+def film(path, frames=40, **options):
+    """A video of a moving pattern, a key frame in each eight; returns its bytes."""
+    pattern = np.random.default_rng(0).integers(0, 256, (64, 200, 3)).astype(np.uint8)
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 96, 64, "yuv420p", {"g": "8"}
+        for n in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pattern[:, n : n + 96]), format="rgb24")
+            picture.time_base, picture.pts = Fraction(1, 1000), 40 * n
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["cut off", "damaged"])
+def test_what_can_be_decoded_of_a_video_is_done_and_the_rest_is_said(weights, tmp_path, capfd, fault):
+    content = film(tmp_path / "v.mp4", movflags="+faststart")
+    half, end = len(content) // 2, len(content) * 6 // 10
+    rest = b"" if fault == "cut off" else b"U" * (end - half) + content[end:]
+    (tmp_path / "v.mp4").write_bytes(content[:half] + rest)
+    result = infer(capfd, weights, tmp_path / "v.mp4", tmp_path / "out")
+    done = len(masks(tmp_path / "out"))
+    assert result.status == 1 and f"; {done} frames were read" in result.err and "cannot be decoded" in result.err
+    assert 12 <= done <= 24 if fault == "cut off" else 28 <= done < 40
+    assert len((tmp_path / "out" / "tracks.jsonl").read_text().splitlines()) == done
+
+
+def test_a_video_without_its_length_has_the_rate_of_its_first_frames(tmp_path):
+    film(tmp_path / "v.webm", live="1")
+    assert video_length(tmp_path / "v.webm") == (25.0, None)
 
 
 def test_a_playlist_in_a_videos_clothes_opens_no_connection(tmp_path):

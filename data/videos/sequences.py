@@ -37,7 +37,7 @@ class Sequence:
     def read(self, skip: int = 0) -> Iterator[tuple[InputFrame, np.ndarray | DataError]]:
         """Each frame without the first `skip`, with its image uint8 (H, W, 3) or the DataError of a bad image.
 
-        Raises DataError if nothing of a video can be read. A video that breaks off ends with the DataError.
+        Raises DataError if nothing of a video can be read. One that breaks off or is damaged ends with the DataError.
         """
         if self.video is None:
             for frame in self.frames[skip:]:
@@ -56,7 +56,7 @@ class Sequence:
                 if number == 0:
                     raise
                 if number >= skip:
-                    yield frame, DataError(f"{error}, after frame {number - 1}")
+                    yield frame, DataError(f"{error}; {number} frames were read")
                 return
             if image is None:
                 return
@@ -83,8 +83,12 @@ class Sequence:
         if Path(self.video).suffix.lower() not in MAY_MOVE:
             return video_length(self.video)
         with Image.open(self.video) as image:
-            duration = image.info.get("duration")
-            return (1000 / duration if duration else None), image.n_frames
+            durations = []
+            for page in range(min(image.n_frames, 16)):  # they may differ
+                image.seek(page)
+                image.load()  # a WebP knows it then
+                durations.append(image.info.get("duration") or 0)
+            return (1000 * len(durations) / sum(durations) if sum(durations) else None), image.n_frames
 
 
 def _read_pages(path: Path) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,34 @@ def _opened(source: str | Path) -> Iterator[tuple[Any, Any]]:
 
 
 def read_video(source: str | Path) -> Iterator[np.ndarray]:
-    """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright. Raises DataError if it cannot be read."""
+    """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright.
+
+    Raises DataError if it cannot be read. Parts that cannot be decoded are passed over; they raise it at the end.
+    """
+    lost, why = 0, ""
     with _opened(source) as (container, stream):
         stream.thread_type = "AUTO"
         if stream.width * stream.height > MAX_PIXELS:
             raise DataError(f"{source} claims frames of {stream.width}x{stream.height} pixels; that is refused")
         to_rgb, rotation, matrix = av.video.reformatter.VideoReformatter(), None, None
-        for frame in container.decode(stream):
-            if frame.rotation != rotation:  # `side_data` and its frame refer to each other: memory until a collection
-                rotation, found = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
-                matrix = None if found is None else np.frombuffer(found, np.int32).copy()
-            yield upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), matrix)
+        for packet in container.demux(stream):
+            frames = []
+            try:
+                if packet.is_corrupt:  # cut off; the decoder's threads keep the error to themselves
+                    lost, why = lost + 1, why or "the file is cut off or damaged"
+                else:
+                    frames = packet.decode()
+            except av.FFmpegError as error:
+                lost, why = lost + 1, why or error.strerror
+            for frame in frames:
+                if (
+                    frame.rotation != rotation
+                ):  # `side_data` and its frame refer to each other: memory until a collection
+                    rotation, found = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
+                    matrix = None if found is None else np.frombuffer(found, np.int32).copy()
+                yield upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), matrix)
+    if lost:
+        raise DataError(f"{source}: {lost} frame{'s' * (lost > 1)} cannot be decoded ({why})")
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -77,8 +95,13 @@ def upright(image: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 def video_length(source: str | Path) -> tuple[float | None, int | None]:
     """Frames a second and number of frames from the file's header; None if unknown."""
     try:
-        with _opened(source) as (_, stream):
-            return float(stream.average_rate) if stream.average_rate else None, stream.frames or None
+        with _opened(source) as (container, stream):
+            rate = stream.average_rate
+            if not stream.frames:  # the header's rate may be a guess, as in a browser's WebM: the first frames' times
+                times = sorted(p.pts for p in islice(container.demux(stream), 64) if p.pts is not None)
+                if len(times) > 1 and times[-1] > times[0]:
+                    rate = (len(times) - 1) / ((times[-1] - times[0]) * stream.time_base)
+            return float(rate) if rate else None, stream.frames or None
     except DataError:
         return None, None
 
