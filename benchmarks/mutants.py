@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("void-is-an-answer", ANSWER, "codes = codes[..., 1:]  # void is never an answer\n    semantic = codes.max(dim=-1).indices + 1",
            "semantic = codes.max(dim=-1).indices\n    codes = codes[..., 1:]"),
     Mutant("classes-share-a-slot", STEP, "elif config.class_split:", "elif False:"),
-    Mutant("parts-of-a-slot-tie", ANSWER, "certain = torch.where(is_part, scores[:, segments], tracked)", "certain = tracked"),
+    Mutant("parts-of-a-slot-tie", ANSWER, "certain = torch.where(is_part, scores.index_select(1, columns), tracked)", "certain = tracked"),
     Mutant("answers-decided-by-the-nearest", ANSWER, "label = torch.where(total > best, candidate, label)", "pass"),
     Mutant("scores-not-interpolated", ANSWER, "weights = [(1 - down) * (1 - across),", "weights = [1 + 0 * down * across,"),
     Mutant("small-segments-stay", TRACKS, "if areas[s] >= max(min_area, 1)]", "if areas[s] >= 1]"),

@@ -424,7 +424,7 @@ def test_the_history_says_what_it_does_not_know_as_in_training():
     state = StreamState(0)
     for _ in range(2):
         _, _, state = follow(answer(CAR_5, (15, 3, 8, 8, 4, 4)), state, 4)
-    semantic, slot, known, slot_known = past_masks([state], CONFIG, (H, W), "cpu")
+    semantic, slot, known, slot_known = past_masks([state], CONFIG, (H, W), torch.device("cpu"))
     truck = semantic == 15
     assert truck.any() and not slot_known[truck].any() and known.all() and slot_known[~truck].all()
     assert (slot[semantic == CAR] == 5).all()
