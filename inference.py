@@ -151,6 +151,8 @@ def write_all(
         jobs = [Job(sequences[number], number, args, run, bar, predictor.space, live) for number in mine]
         try:
             predict(predictor, jobs, args.batch_videos)
+        except KeyboardInterrupt:
+            cli.fail("interrupted; the same command goes on from here", status=130)
         finally:  # what was predicted before an error or Ctrl-C is listed, too
             if processes.num_processes == 1:
                 merge_tracks(args.output_folder, [s.name for s in sequences])

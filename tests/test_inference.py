@@ -310,8 +310,8 @@ def whole(weights, tmp_path_factory):
     return source, output
 
 
-def in_another_process(weights, source, output, flags=(), kill_at=None, wait=False):
-    """The same in a forked process, ended by SIGKILL once that many predictions are there."""
+def in_another_process(weights, source, output, flags=(), kill_at=None, wait=False, by=signal.SIGKILL):
+    """The same in a forked process, ended by a signal once that many predictions are there."""
 
     def target():
         import sys
@@ -330,11 +330,22 @@ def in_another_process(weights, source, output, flags=(), kill_at=None, wait=Fal
     process.start()
     while not wait and process.is_alive():
         if len(list(output.rglob("*_panoptic.png"))) >= kill_at:
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, by)
             break
         time.sleep(0.002)
     process.join()
     return process.exitcode
+
+
+def test_after_an_interrupt_the_tracks_so_far_are_there_and_the_command_goes_on(weights, whole, tmp_path, capfd):
+    source, expected = whole
+    assert in_another_process(weights, source, tmp_path, kill_at=3, by=signal.SIGINT) == 130
+    assert "interrupted; the same command goes on from here" in capfd.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "tracks.jsonl").read_text().splitlines()]
+    assert 3 <= len(lines) < 9 and {line["file"] for line in lines} == {p.name for p in tmp_path.glob("*_panoptic.png")}
+    assert in_another_process(weights, source, tmp_path, wait=True) == 0
+    assert masks(tmp_path) == masks(expected)
+    assert (tmp_path / "tracks.jsonl").read_bytes() == (expected / "tracks.jsonl").read_bytes()
 
 
 def test_a_killed_run_goes_on_to_the_same_files(weights, whole, tmp_path, capfd):

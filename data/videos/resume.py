@@ -44,7 +44,7 @@ class States:
         path, stored = next(((path, stored) for path, stored in found if stored is not None), (None, None))
         if self.newest.exists() and tried and path != self.newest:
             where = f"going on from frame {stored['done']}" if stored else "starting over"
-            print(f"{self.sequence.name}: checkpoint, flags or inputs have changed, {where}")
+            print(f"{self.sequence.name}: checkpoint, flags, inputs or predictions have changed, {where}")
         for state in kept:
             if stored is None or int(state.stem.rpartition("-")[2]) > stored["done"]:
                 state.unlink()
