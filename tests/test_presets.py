@@ -10,6 +10,7 @@ from small import DEVICE, reduced, scene
 from model import PRESETS, Pix2SeqD
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
+from model.network.published import padded
 from training.step import to_device
 
 
@@ -41,6 +42,35 @@ CHOICES = [
     ("base", {"backbone": "cspnet", "encoder_depth": 0}),
     ("tiny", {"encoder_depth": 0, "denoiser_depth": 0}),
 ]  # fmt: skip
+
+
+def test_the_published_first_weights_have_the_bounds_of_keras():
+    """sqrt(6 / (inputs + outputs)), where a kernel (inputs, heads, width) of attention has heads x inputs as inputs and
+    width x inputs as outputs, and the first convolution is one."""
+    torch.manual_seed(0)
+    model = Pix2SeqD(reduced("base"))  # 64 wide, 4 heads; 16 bits, 32 of the history, 32 channels of the image
+    encoder, denoiser = model.encoder.transformer[0], model.denoiser
+    bounds = {
+        encoder.attention.to_q: 64 * 4 + 64 * 16,
+        denoiser.transformer[0].cross.to_kv: 64 * 4 + 64 * 16,
+        encoder.attention.out: 64 + 64 * 4,
+        encoder.mlp[0]: 64 + 256,
+        denoiser.conv_in: 16 + 32 + 32 + 32,
+        denoiser.conv_image: 16 + 32 + 32 + 32,
+        denoiser.down[0].conv1: 9 * (32 + 32),
+    }
+    for layer, both in bounds.items():
+        assert 0.9 < float(layer.weight.abs().max()) / (6 / both) ** 0.5 <= 1, layer
+    assert not denoiser.conv_history.weight.any() and not denoiser.conv_out.weight.any()
+
+
+def test_the_published_downsampling_pads_as_tensorflow():
+    """The centre of the kernel is on every second pixel: from the second one on where the side is even."""
+    centre = torch.zeros(1, 1, 3, 3)
+    centre[..., 1, 1] = 1
+    for size, taken in ((6, [1, 3, 5]), (7, [0, 2, 4, 6])):
+        x = torch.arange(float(size)).expand(1, 1, 4, size)
+        assert torch.nn.functional.conv2d(padded(x), centre, stride=2)[0, 0].tolist() == [taken, taken]
 
 
 @pytest.mark.parametrize(("preset", "changes"), CHOICES)

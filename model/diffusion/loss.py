@@ -20,14 +20,14 @@ from model.network.config import ModelConfig
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How the diffusion is trained; each departure from the published recipe is measured in benchmarks/quality.md.
+    """How the diffusion is trained. The defaults are the published values, but for learn_void.
 
     Raises ConfigError for values outside their range.
     """
 
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
-    learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd is none, as published"] = False
+    learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd has id 0, as published"] = False
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):

@@ -19,6 +19,7 @@ from model.network.backbones import STRIDES
 from model.network.config import ModelConfig
 from model.network.encoder import ImageEncoder
 from model.network.layers import (
+    Attention,
     ResidualBlock,
     TimeEmbedding,
     TransformerLayer,
@@ -107,7 +108,7 @@ class PublishedUNet(TransUNet):
             self.down.append(block(channels, width))
             skips.append(width)
             if i < len(widths) - 1:
-                self.downsample.append(conv3x3(width, width, stride=2))
+                self.downsample.append(nn.Conv2d(width, width, 3, stride=2))
                 skips.append(width)
             channels = width
 
@@ -153,7 +154,7 @@ class PublishedUNet(TransUNet):
             x = apply(block, x, next(scales), recompute=self.recompute)
             skips.append(x)
             if i < len(self.downsample):
-                x = self.downsample[i](x)                                     # (B, width, h/2, w/2)
+                x = self.downsample[i](padded(x))                             # (B, width, h/2, w/2)
                 skips.append(x)
 
         # Transformer on the lowest level, with the time as its last token
@@ -179,6 +180,11 @@ class PublishedUNet(TransUNet):
         # fmt: on
 
 
+def padded(x: Tensor) -> Tensor:
+    """For a kernel of 3 and a stride of 2, as TensorFlow's "SAME": a side that is even at its end alone."""
+    return F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1))
+
+
 def initialize(model: nn.Module) -> None:
     """As the released code begins: convolutions and linear layers but the backbone's from a uniform distribution of
     variance 2 / (inputs + outputs) (Glorot and Bengio, 2010), biases zero; the last layers of branches and network
@@ -189,8 +195,23 @@ def initialize(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Attention):  # of kernels (inputs, heads, width of a head) Keras counts more of both
+            dim, heads = module.out.in_features, module.heads
+            for layer in (module.to_q, module.to_kv):
+                _uniform(layer.weight, layer.in_features * (heads + dim // heads))
+            _uniform(module.out.weight, dim + dim * heads)
+    denoiser = model.denoiser
+    parts = [part for part in (denoiser.conv_in, denoiser.conv_image, denoiser.conv_history) if part is not None]
+    for part in parts:  # one convolution there
+        _uniform(part.weight, sum(p.in_channels for p in parts) + part.out_channels)
     zero = [m.conv2 for m in model.modules() if isinstance(m, ResidualBlock)]
-    for module in (*zero, model.denoiser.conv_out):
+    for module in (*zero, denoiser.conv_out):
         zero_init(module)
-    if model.denoiser.conv_history is not None:
-        nn.init.zeros_(model.denoiser.conv_history.weight)
+    if denoiser.conv_history is not None:
+        nn.init.zeros_(denoiser.conv_history.weight)
+
+
+def _uniform(weight: Tensor, inputs_and_outputs: int) -> None:
+    bound = math.sqrt(6 / inputs_and_outputs)
+    nn.init.uniform_(weight, -bound, bound)
