@@ -273,6 +273,12 @@ def test_what_can_be_decoded_of_a_video_is_done_and_the_rest_is_said(weights, tm
 def test_a_video_without_its_length_has_the_rate_of_its_first_frames(tmp_path):
     film(tmp_path / "v.webm", live="1")
     assert video_length(tmp_path / "v.webm") == (25.0, None)
+    frames = [Image.new("RGB", (48, 32), (80 * n, 0, 0)) for n in range(3)]
+    for kind in ("gif", "webp"):
+        path = tmp_path / f"v.{kind}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 200, 300])
+        (sequence,) = find_sequences([str(path)], {})
+        assert sequence.rate_and_length() == (5.0, 3)
 
 
 def test_a_playlist_in_a_videos_clothes_opens_no_connection(tmp_path):

@@ -1,5 +1,6 @@
 """A video that inference reads, frame after frame: images, a video file, an animated image, a stream."""
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,10 +85,11 @@ class Sequence:
             return video_length(self.video)
         with Image.open(self.video) as image:
             durations = []
-            for page in range(min(image.n_frames, 16)):  # they may differ
-                image.seek(page)
-                image.load()  # a WebP knows it then
-                durations.append(image.info.get("duration") or 0)
+            with contextlib.suppress(Exception):  # what is damaged is said when it is read
+                for page in range(min(image.n_frames, 16)):  # they may differ
+                    image.seek(page)
+                    image.load()  # a WebP knows it then
+                    durations.append(image.info.get("duration") or 0)
             return (1000 * len(durations) / sum(durations) if sum(durations) else None), image.n_frames
 
 
