@@ -24,6 +24,7 @@ from small import CONFIG, Scenes, reduced, scene
 from model import PRESETS, ConfigError, Pix2SeqD
 from model import checkpoint as checkpoints
 from model.diffusion.loss import LossConfig
+from train import RECIPE
 from training.config import TrainingConfig
 from training.fit import fit
 from training.machine import MARGIN, slices
@@ -340,6 +341,28 @@ def test_a_run_goes_on_with_another_number_of_processes(precise, tmp_path, befor
 def test_slices_are_the_training_of_the_whole_batch(precise, tmp_path):
     train(tmp_path, precise=True, accumulate=2)
     assert difference(precise, tmp_path) < 1e-6
+
+
+class At(Scenes):
+    """Scenes at a configuration's sizes."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __getitem__(self, n):
+        sample = scene(n, dataclasses.replace(self.config, image_size=self.config.mask_size))
+        image = torch.nn.functional.interpolate(sample["image"][None], tuple(self.config.image_size))[0]
+        return sample | {"image": image}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_trains_in_two_processes_as_in_one(tmp_path, preset):
+    config = reduced(preset, (32, 64) if preset == "base" else (48, 96))
+    optimizer = RECIPE["optimizer"][list(PRESETS).index(preset)]
+    options = {"config": config, "samples": At(config), "precise": True, "optimizer": optimizer, "steps": 3}
+    train(tmp_path / "one", **options)
+    together(tmp_path / "two", 2, **options)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
 
 
 @pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 3), (3, 2), (1, 4)])
