@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from model.network.config import ModelConfig
-from model.network.precision import to_device
 
 FIXED = 2.0**20  # probabilities as integers, whose sum is the same in any order
 ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
@@ -16,6 +15,11 @@ ROWS = 32  # of a mask, whose probabilities a GPU holds at a time
 def to_host(maps: Sequence[Tensor]) -> np.ndarray:
     """Maps of codes and slots, (B, h, w) each, as one array (B, maps, h, w) in the host's memory."""
     return torch.stack(tuple(maps), dim=1).to(torch.uint8).cpu().numpy()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. For a GPU it goes through pinned memory, so that the host does not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def candidates(config: ModelConfig, output: Tensor, everywhere: bool | None = None) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from data.io.pixels import nearest
 from data.labels import VOID
 from model.network.config import ModelConfig
-from model.network.precision import to_device
+from model.stream.answer import to_device
 from model.stream.state import StreamState
 from model.stream.tracks import placed, updated_track, with_mask
 

@@ -17,7 +17,8 @@ from model.checks import ConfigError, checked_size
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
 from model.network.pix2seq_d import Pix2SeqD
-from model.network.precision import cast_weights, fold_norms, make_fast, precision, to_device
+from model.network.precision import cast_weights, fold_norms, make_fast, precision
+from model.stream.answer import to_device
 from model.stream.config import StreamConfig
 from model.stream.cuda_graphs import GraphedSampling
 from model.stream.state import Moment, StreamState
