@@ -60,7 +60,7 @@ def test_the_published_first_weights_have_the_bounds_of_keras():
         denoiser.down[0].conv1: 9 * (32 + 32),
     }
     for layer, both in bounds.items():
-        assert 0.9 < float(layer.weight.abs().max()) / (6 / both) ** 0.5 <= 1, layer
+        assert 0.9 < float(layer.weight.detach().abs().max()) / (6 / both) ** 0.5 <= 1, layer
     assert not denoiser.conv_history.weight.any() and not denoiser.conv_out.weight.any()
 
 
