@@ -48,15 +48,15 @@ def test_the_published_first_weights_have_the_bounds_of_keras():
     """sqrt(6 / (inputs + outputs)), where a kernel (inputs, heads, width) of attention has heads x inputs as inputs and
     width x inputs as outputs, and the first convolution is one."""
     torch.manual_seed(0)
-    model = Pix2SeqD(reduced("base"))  # 64 wide, 4 heads; 16 bits, 32 of the history, 32 channels of the image
+    model = Pix2SeqD(reduced("base"))  # 64 wide, 4 heads; 16 bits, 32 channels of the image, 32 out
     encoder, denoiser = model.encoder.transformer[0], model.denoiser
     bounds = {
         encoder.attention.to_q: 64 * 4 + 64 * 16,
         denoiser.transformer[0].cross.to_kv: 64 * 4 + 64 * 16,
         encoder.attention.out: 64 + 64 * 4,
         encoder.mlp[0]: 64 + 256,
-        denoiser.conv_in: 16 + 32 + 32 + 32,
-        denoiser.conv_image: 16 + 32 + 32 + 32,
+        denoiser.conv_in: 16 + 32 + 32,
+        denoiser.conv_image: 16 + 32 + 32,
         denoiser.down[0].conv1: 9 * (32 + 32),
     }
     for layer, both in bounds.items():

@@ -27,7 +27,9 @@ class LossConfig:
 
     instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
     stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
-    learn_void: Annotated[bool, "every pixel has a loss: void is a class, and crowd has id 0, as published"] = False
+    learn_void: Annotated[
+        bool, "every pixel has a loss, as published: void is a class, crowd has an id, 0 in video"
+    ] = False
     loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
 
     def __post_init__(self):

@@ -202,8 +202,8 @@ def initialize(model: nn.Module) -> None:
                 _uniform(layer.weight, layer.in_features * (heads + dim // heads))
             _uniform(module.out.weight, dim + dim * heads)
     denoiser = model.denoiser
-    parts = [part for part in (denoiser.conv_in, denoiser.conv_image, denoiser.conv_history) if part is not None]
-    for part in parts:  # one convolution there
+    parts = denoiser.conv_in, denoiser.conv_image
+    for part in parts:  # one convolution there, of images without a history
         _uniform(part.weight, sum(p.in_channels for p in parts) + part.out_channels)
     zero = [m.conv2 for m in model.modules() if isinstance(m, ResidualBlock)]
     for module in (*zero, denoiser.conv_out):
