@@ -9,7 +9,9 @@ Without a GPU everything runs at a tiny size, as a trial.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -126,16 +128,16 @@ def frames_a_second(preset: str, way: str) -> Figures:
     """way: plain, graphs or compiled."""
     make_fast(DEVICE)
     frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3)).astype(np.uint8)
+    model = Pix2SeqD(config_of(preset))
+    torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # else the answer is noise, which is slowest to read
+    predictor = VideoPredictor(model, device=DEVICE)
+    if GPU:
+        predictor.only_infer(cuda_graphs=way == "graphs", compile=way == "compiled")
+    elif way == "compiled":
+        model.encoder.compile(backend="eager")
+        model.denoiser.compile(backend="eager")
     for steps in STEPS:
-        model = Pix2SeqD(config_of(preset))
-        torch.nn.init.zeros_(model.denoiser.conv_out.weight)  # else the answer is noise, which is slowest to read
-        stream = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
-        predictor = VideoPredictor(model, stream, DEVICE)
-        if GPU:
-            predictor.only_infer(cuda_graphs=way == "graphs", compile=way == "compiled")
-        elif way == "compiled":
-            model.encoder.compile(backend="eager")
-            model.denoiser.compile(backend="eager")
+        predictor.config = StreamConfig(first_steps=steps, steps=steps, history_steps=steps, merge=0.0)
         begin = time.perf_counter()
         predictor(frame)
         predictor(frame)
@@ -162,6 +164,8 @@ def training_speed(preset: str, way: str, rate: float) -> Figures:
     with FlopCounterMode(display=False) as counter:
         one_batch(model, settings.loss, settings.training, accelerator, batch)
     if GPU:
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     run = dataclasses.replace(
         settings.training, steps=40 if GPU else 4, batch_size=batch, validate_every=0, accumulate=1,
@@ -249,7 +253,7 @@ def learning(data: Path | None) -> Figures:
         source = ["--dataset", "streets", "--streets_videos", "40" if GPU else "1"]
         if data is not None:
             source = ["--dataset", "cityscapes", "--data_root", str(unpacked(data, Path(folder)))]
-        steps = 200 if GPU else 2
+        steps, limit = 200 if GPU else 2, PARTS["learning"][1]
         flags = ["--preset", "small", *source, "--backbone_weights", "none", "--steps", str(steps), "--warmup", "20"]
         flags += ["--validate_videos", "0", "--quiet"]
         flags += ["--cache", f"{folder}/cache", "--results_folder", f"{folder}/run"]
@@ -257,12 +261,14 @@ def learning(data: Path | None) -> Figures:
             for name, value in TINY_SIZE.items():
                 flags += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
             flags += ["--batch_size", "2", "--num_workers", "0", "--backbone", "resnet10", "--device", "cpu"]
-        subprocess.run([sys.executable, "pretrain.py", *flags], cwd=ROOT, check=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then of the steps that were made
+            subprocess.run([sys.executable, "pretrain.py", *flags], cwd=ROOT, check=True, timeout=0.85 * limit)
         log = [json.loads(line) for line in Path(folder, "run/log.jsonl").read_text().splitlines()]
     part = max(len(log) // 10, 1)
     ends = {"first": log[:part], "last": log[-part:]}
     for name, entries in ends.items():
         yield f"small: loss, {name} {part} steps", float(np.mean([entry["loss"] for entry in entries]))
+    yield "small: steps", len(log)
     yield "small: training, samples/s with loader", float(np.median([entry["samples_per_s"] for entry in log]))
 
 
@@ -313,9 +319,11 @@ def run(data: Path | None, out: Path, parts: dict[str, tuple] = PARTS, total: fl
                 said = log.read_text(errors="replace").strip().splitlines()
                 failed = said[-1] if said else f"status {status}"
         except subprocess.TimeoutExpired:
-            os.killpg(part.pid, signal.SIGKILL)  # with its child processes
-            part.wait()
             failed = f"more than {min(limit, left):.0f} s"
+        finally:  # after Ctrl-C, too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(part.pid, signal.SIGKILL)  # with its child processes
+            part.wait()
         figures = json.loads(target.read_text()) if target.exists() else {}
         if failed:
             figures["failed"] = failed

@@ -12,7 +12,8 @@ python=.venv/bin/python
 [ -x "$python" ] || python=$(command -v python3 || command -v python)
 packages="accelerate einops ema_pytorch huggingface_hub safetensors filelock av PIL tqdm torchvision pytest psutil"
 if ! "$python" -c "import ${packages// /, }" 2>/dev/null; then
-    "$python" -m pip install --quiet accelerate einops ema-pytorch huggingface_hub safetensors filelock av pillow tqdm \
+    torch=$("$python" -c 'import torch; print(f"torch=={torch.__version__}")') # which is to stay as it is
+    "$python" -m pip install --quiet "$torch" accelerate einops ema-pytorch huggingface_hub safetensors filelock av pillow tqdm \
         torchvision pytest psutil || true
 fi
 exec "$python" -m benchmarks.gpu ${data:+"$data"}

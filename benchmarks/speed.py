@@ -211,8 +211,10 @@ def measure_training(args) -> dict[str, float]:
                 del samples, loader
                 figures[f"{preset}: {workers} loader processes, {source.name} {kind}, samples/s"] = feed
             batch, steps = (2, 3) if args.quick else (8 if preset == "tiny" else 2, 12)
+            if torch.cuda.is_available():
+                batch = settings.training.batch_size
             run = dataclasses.replace(
-                settings.training, steps=steps, batch_size=batch, accumulate=1, validate_every=0, save_every=10**6
+                settings.training, steps=steps, batch_size=batch, validate_every=0, save_every=10**6
             )
             precision = "bf16" if predictor_of(preset, args, args.settings[0]).dtype == torch.bfloat16 else "no"
             accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)

@@ -16,6 +16,7 @@ from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, forw
 from model import PRESETS, Pix2SeqD
 from model.diffusion.loss import LossConfig
 from model.network.layers import Attention, conv_from_patches, to_patches
+from model.network.precision import make_fast
 from model.network.resnet import FrozenBatchNorm
 from model.stream.answer import candidates, slot_masses
 from training.options import preset_settings
@@ -54,6 +55,21 @@ def test_a_frozen_norm_is_torchvisions_in_the_type_of_its_input():
     x = torch.randn(2, 7, 5, 5)
     torch.testing.assert_close(ours(x), theirs(x))
     assert ours(x.bfloat16()).dtype == torch.bfloat16 and theirs(x.bfloat16()).dtype == torch.float32
+
+
+def test_a_predictor_leaves_a_deterministic_training_so():
+    gpu, before = torch.device("cuda"), torch.backends.cudnn.benchmark  # settings of the process alone
+    try:
+        make_fast(gpu, deterministic=True)
+        make_fast(gpu)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        torch.use_deterministic_algorithms(False)
+        make_fast(gpu)
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.benchmark = before
 
 
 # ---------------------------------------------------------------------------------------------------------------------

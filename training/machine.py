@@ -116,7 +116,9 @@ def one_batch(model: Pix2SeqD, loss: LossConfig, config: TrainingConfig, acceler
 
 
 def _cuda_peak(call: Callable[[], None]) -> int:
+    call()  # the first time kernels are tried out, which takes memory of its own
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()

@@ -21,7 +21,8 @@ class GroupNorm(nn.GroupNorm):
         if x.device.type != "cuda":  # a CPU's autocast leaves it alone, and weights may be of another type
             return super().forward(x)
         with torch.autocast("cuda", enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return y.contiguous(memory_format=torch.channels_last)  # what it was, which older CUDA kernels lose
 
 
 def group_norm(channels: int, smallest: int = 16) -> GroupNorm:

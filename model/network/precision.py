@@ -44,10 +44,11 @@ def make_fast(device: torch.device, deterministic: bool = False) -> None:
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         return
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    # A predictor, as of a validation, does not end what the training has asked for
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
