@@ -153,7 +153,7 @@ def write_all(
             predict(predictor, jobs, args.batch_videos)
         except KeyboardInterrupt:
             cli.fail("interrupted; the same command goes on from here", status=130)
-        finally:  # what was predicted before an error or Ctrl-C is listed, too
+        finally:  # lists what was predicted before an error or Ctrl-C, too
             if processes.num_processes == 1:
                 merge_tracks(args.output_folder, [s.name for s in sequences])
     failures = [failure for job in jobs for failure in job.failures]

@@ -130,26 +130,28 @@ def forward(config: ModelConfig, loss: LossConfig, batch: int, recompute: bool =
         training_loss(model, config, loss, clips, Draws(t, noise, torch.zeros(batch, dtype=torch.long)))
 
 
-def fits(settings: Settings, gigabytes: float) -> int:
-    """How many samples of a training step fit into the memory of a GPU, with MARGIN."""
+def needs(settings: Settings) -> tuple[float, int]:
+    """Bytes of a training whatever its batch, and bytes of each sample."""
     config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
     with cuda():
         weights = sum(p.nbytes for p in Pix2SeqD(config).parameters())
     # Weights, gradients, averaged weights, two momenta, and the weights in bfloat16
-    return int(max(0, gigabytes * 0.95e9 - 5.5 * weights) // (MARGIN * bytes_a_sample(config, settings.loss)))
+    return 5.5 * weights, bytes_a_sample(config, settings.loss)
+
+
+def fits(fixed: float, each: int, gigabytes: float) -> int:
+    """How many samples of a training step the memory of a GPU holds, with MARGIN."""
+    return int(max(0, gigabytes * 0.95e9 - fixed) // (MARGIN * each))
 
 
 def main() -> None:
-    print(
-        "| preset | script | GiB a training sample | samples in 24 GB | in 80 GB | batch |\n|---|---|---|---|---|---|"
-    )
+    print("| preset | script | GiB a training sample | samples in 24 GB | in 80 GB | batch |")
+    print("|---|---|---|---|---|---|")
     for preset, script in itertools.product(PRESETS, (pretrain, train)):
         settings = preset_settings(preset, script.RECIPE)
-        config = dataclasses.replace(settings.model, backbone_norm="frozen_batch")
-        each, batch = bytes_a_sample(config, settings.loss) / 2**30, settings.training.batch_size
-        print(
-            f"| {preset} | {script.__name__}.py | {each:.2f} | {fits(settings, 24)} | {fits(settings, 80)} | {batch} |"
-        )
+        need = needs(settings)
+        held = " | ".join(str(fits(*need, gigabytes)) for gigabytes in (24, 80))
+        print(f"| {preset} | {script.__name__}.py | {need[1] / 2**30:.2f} | {held} | {settings.training.batch_size} |")
     print("\n| preset | operations a frame of 4 steps | of them casts and copies |\n|---|---|---|")
     for preset in PRESETS:
         with cuda(), torch.no_grad():

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from accelerate.state import AcceleratorState
+from painted import make_cityscapes
 from small import CONFIG, lively_model
 
 import cli
@@ -45,6 +46,11 @@ def test_speed_measures_each_section(monkeypatch, tmp_path, weights, capfd, fres
     figures = json.loads((tmp_path / "all.json").read_text())
     assert set(figures) == set(speed.SECTIONS)
     assert all(value > 0 for name in ("frame", "files", "training") for value in figures[name].values())
+    make_cityscapes(tmp_path / "data")
+    words = ("training", "--quick", "--checkpoint", weights, "--data_root", tmp_path / "data")
+    assert not run(monkeypatch, speed, *words, "--json", tmp_path / "training.json")
+    figures = json.loads((tmp_path / "training.json").read_text())["training"]
+    assert all(any(kind in name for name in figures) for kind in ("decoded", "from the cache"))
     assert run(monkeypatch, speed, "everything") == 2 and "no section" in capfd.readouterr().err
 
 

@@ -3,6 +3,7 @@ CUDA tensors, of which nothing is computed (benchmarks/simulated.py)."""
 
 import dataclasses
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import pretrain
 import train
-from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, forward, frame, made
+from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, forward, frame, made, needs
 from model import PRESETS, Pix2SeqD
 from model.diffusion.loss import LossConfig
 from model.network.layers import Attention, conv_from_patches, to_patches
 from model.network.precision import make_fast
 from model.network.resnet import FrozenBatchNorm
-from model.stream.answer import candidates, slot_masses
+from model.stream.answer import candidates, slot_masses, to_device
+from training.machine import _cuda_peak
 from training.options import preset_settings
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,6 +57,27 @@ def test_a_frozen_norm_is_torchvisions_in_the_type_of_its_input():
     x = torch.randn(2, 7, 5, 5)
     torch.testing.assert_close(ours(x), theirs(x))
     assert ours(x.bfloat16()).dtype == torch.bfloat16 and theirs(x.bfloat16()).dtype == torch.float32
+
+
+def test_a_copy_to_a_gpu_goes_through_pinned_memory():
+    tensor, gpu = mock.Mock(), torch.device("cuda")
+    assert to_device(tensor, gpu) is tensor.pin_memory().to.return_value
+    tensor.pin_memory().to.assert_called_once_with(gpu, non_blocking=True)
+
+
+def test_the_memory_of_a_sample_is_measured_after_kernels_were_tried_out(monkeypatch):
+    held, peak, calls = [0], [0], []
+
+    def call():
+        calls.append(10 if calls else 1000)  # the first call has a workspace of its own
+        peak[0] = max(peak[0], held[0] + calls[-1])
+
+    fake = {"synchronize": lambda: None, "empty_cache": lambda: None, "memory_allocated": lambda: held[0],
+            "reset_peak_memory_stats": lambda: peak.__setitem__(0, held[0]),
+            "max_memory_allocated": lambda: peak[0]}  # fmt: skip
+    for name, function in fake.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert _cuda_peak(call) == 10 and len(calls) == 2
 
 
 def test_a_predictor_leaves_a_deterministic_training_so():
@@ -100,6 +123,14 @@ def test_maps_are_bfloat16_on_a_gpu(elsewhere, preset):
     assert elsewhere.submit(maps_not_in_bfloat16, preset).result() == []
 
 
+GROUP_NORM = torch.nn.functional.group_norm
+
+
+def older_group_norm(*given, **named):
+    """The CUDA kernel of older PyTorch loses the layout."""
+    return GROUP_NORM(*given, **named).contiguous()
+
+
 class Convolutions(TorchDispatchMode):
     """Lists the shapes of inputs of convolutions that are not channels-last, which cuDNN would copy."""
 
@@ -119,7 +150,8 @@ class Convolutions(TorchDispatchMode):
 
 def convolutions(preset, training):
     config = dataclasses.replace(reduced(preset, (64, 128)), backbone_norm="frozen_batch")
-    with cuda(), Convolutions() as seen:
+    older = mock.patch.object(torch.nn.functional, "group_norm", older_group_norm)
+    with cuda(), older, Convolutions() as seen:
         if training:
             forward(config, LossConfig(), batch=2)
         else:
@@ -175,4 +207,4 @@ def test_attention_on_a_gpu_keeps_no_matrix_of_tokens_by_tokens(elsewhere):
 @pytest.mark.parametrize("script", [pretrain, train])
 def test_the_batch_of_small_fits_a_gpu_of_24_gb(elsewhere, script):
     settings = preset_settings("small", script.RECIPE)
-    assert elsewhere.submit(fits, settings, 24).result() >= settings.training.batch_size
+    assert fits(*elsewhere.submit(needs, settings).result(), 24) >= settings.training.batch_size

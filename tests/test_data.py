@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from painted import FORMAT, Broken, Painted, clips_of, has_history, make_kitti, same
+from painted import FORMAT, Broken, Painted, clips_of, has_history, make_cityscapes, make_kitti, same
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -101,15 +101,6 @@ def test_cityscapes_refuses_what_is_no_label(tmp_path, uid):
     Image.fromarray(np.array([[7, uid]], np.int32)).save(path)
     with pytest.raises(DataError, match="labelId"):
         read_target(path)
-
-
-def make_cityscapes(root: Path, names=("ulm_000000_000019", "ulm_000001_000019"), label="gtFine") -> Path:
-    for name in names:
-        write_image(root / f"leftImg8bit/train/ulm/{name}_leftImg8bit.png", np.zeros((8, 16, 3), np.uint8))
-        target = root / f"gtFine/train/ulm/{name}_gtFine_instanceIds.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 16), 24000, np.uint16)).save(target)
-    return root
 
 
 def test_cityscapes_unpacks_archives_that_lie_in_the_root(tmp_path):

@@ -51,7 +51,7 @@ def _opened(source: str | Path) -> Iterator[tuple[Any, Any]]:
 def read_video(source: str | Path) -> Iterator[np.ndarray]:
     """The frames of a video file or stream, uint8 (H, W, 3) RGB, upright.
 
-    Raises DataError if it cannot be read. Parts that cannot be decoded are passed over; they raise it at the end.
+    Raises DataError if it cannot be read; where parts cannot be decoded, after all the others.
     """
     lost, why = 0, ""
     with _opened(source) as (container, stream):
@@ -69,9 +69,8 @@ def read_video(source: str | Path) -> Iterator[np.ndarray]:
             except av.FFmpegError as error:
                 lost, why = lost + 1, why or error.strerror
             for frame in frames:
-                if (
-                    frame.rotation != rotation
-                ):  # `side_data` and its frame refer to each other: memory until a collection
+                # Only where it changes: `side_data` and its frame refer to each other, so they stay in memory
+                if frame.rotation != rotation:
                     rotation, found = frame.rotation, frame.side_data.get("DISPLAYMATRIX")
                     matrix = None if found is None else np.frombuffer(found, np.int32).copy()
                 yield upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), matrix)
