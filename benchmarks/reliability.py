@@ -28,7 +28,7 @@ from model import checkpoint as checkpoints
 
 FLAGS = (
     "--preset tiny --image_size 32 64 --mask_size 16 32 --encoder_dim 32 --encoder_heads 2 --map_channels 16 --patch 1 "
-    "--no-detail --dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 "
+    "--loss_stride 1 --dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 "
     "--batch_size 4 --warmup 2 --device cpu --mixed_precision no --quiet --dataset streets --streets_videos 2 "
     "--validate_videos 0 --keep 3"
 )

@@ -39,10 +39,8 @@ def check(c) -> None:
         raise ConfigError(f"history_offsets {c.history_offsets} must be negative and ascending, as in -2 -1")
     if c.patch < 1 or any(n % c.patch for n in c.mask_size):
         raise ConfigError(f"mask_size {c.mask_size} must be a multiple of patch {c.patch}")
-    if c.published and (c.patch > 1 or c.located or not c.denoiser_depth):
-        raise ConfigError("published is for patch 1, not located, denoiser_depth above 0: else give --no-published")
-    if c.detail and c.patch == 1:
-        raise ConfigError("detail is for a patch above 1: there give --no-detail")
+    if c.published and (c.patch > 1 or not c.denoiser_depth):
+        raise ConfigError("published is for patch 1 and denoiser_depth above 0: else give --no-published")
     if not 0 < c.scale < math.inf:
         raise ConfigError(f"scale {c.scale} must be above 0")
     widths = ("encoder_dim", "map_channels", "dim", "pixel_dim", "transformer_dim")

@@ -30,7 +30,7 @@ def reduced(preset: str, image_size: tuple[int, int] = (64, 128), **changes) -> 
 # The same as flags of train.py and pretrain.py.
 FLAGS = tuple(
     "--preset tiny --image_size 32 64 --mask_size 16 32 --code_bits 5 5 --backbone resnet10 "  # noqa: SIM905
-    "--encoder_dim 32 --encoder_depth 1 --encoder_heads 2 --map_channels 16 --patch 1 --pixel_dim 32 --no-detail "
+    "--encoder_dim 32 --encoder_depth 1 --encoder_heads 2 --map_channels 16 --patch 1 --pixel_dim 32 --loss_stride 1 "
     "--dim 16 --multipliers 1 2 --denoiser_depth 1 --transformer_dim 32 --transformer_heads 2 --batch_size 4 "
     "--num_workers 0 --device cpu --mixed_precision no --quiet --cache none".split()
 )

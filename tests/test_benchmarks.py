@@ -1,5 +1,6 @@
 """The benchmarks run, and print what they say."""
 
+import dataclasses
 import json
 import sys
 
@@ -41,7 +42,7 @@ def fresh_accelerator():
 
 def test_speed_measures_each_section(monkeypatch, tmp_path, weights, capfd, fresh_accelerator):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PRESETS, "tiny", CONFIG)
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(CONFIG, mask_size=(18, 36), patch=3))
     assert not run(monkeypatch, speed, "--quick", "--checkpoint", weights, "--json", tmp_path / "all.json")
     figures = json.loads((tmp_path / "all.json").read_text())
     assert set(figures) == set(speed.SECTIONS)

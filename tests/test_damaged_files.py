@@ -62,7 +62,7 @@ def test_a_configuration_that_its_weights_do_not_bear_out_is_not_built(tmp_path,
         {"image_size": [16_384, 16_384]}, {"mask_size": [16_384, 16_384]}, {"history_offsets": [-(10**12), -1]},
         {"code_bits": [5, 8, 8, 8]}, {"multipliers": [1] * 10**6}, {"multipliers": []}, {"dim": 16.0}, {"dim": True},
         {"image_size": 64}, {"image_size": [32.5, 64]}, {"scale": float("inf")}, {"dropout": "0"}, {"backbone": ["a"]},
-        {"located": 1}, {"tracked": [[11]]},
+        {"published": 1}, {"tracked": [[11]]},
     ],
     ids=str,
 )  # fmt: skip

@@ -198,7 +198,7 @@ def test_with_void_learnt_every_pixel_of_the_target_counts_and_absent_history_st
         torch.testing.assert_close(unknown, (root * bit).expand_as(unknown), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"patch": 2, "detail": True}])
+@pytest.mark.parametrize("changes", [{}, {"patch": 2}])
 def test_a_batch_of_four_is_learnt(changes):
     """Fixed ids, no augmentation, no dropout: below 0.05 within 500 steps."""
     torch.manual_seed(0)
@@ -245,7 +245,9 @@ def test_weights_do_not_depend_on_the_size():
         {"map_channels": 0},
         {"dropout": 1.0},
         {"patch": 3},
-        {"detail": True},
+        {"detail": False},
+        {"located": False},
+        {"published": True, "patch": 2},
         {"mask_size": (16,)},
         {"tracked": (19,)},
     ],
@@ -268,7 +270,7 @@ def test_noise_at_time_zero_and_one():
 
 
 @pytest.mark.parametrize(
-    ("changes", "stride"), [({}, 2), ({}, 3), ({"patch": 4}, 2), ({"patch": 2, "detail": True}, 2)]
+    ("changes", "stride"), [({"published": True}, 2), ({"published": True}, 3), ({"patch": 4}, 2), ({"patch": 2}, 2)]
 )
 def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     """All phases of the grid together are the whole answer; their losses average to the whole loss."""
@@ -276,7 +278,7 @@ def test_the_loss_on_a_grid_is_that_of_its_pixels(changes, stride):
     config = dataclasses.replace(CONFIG, **changes)
     model = Pix2SeqD(config).eval()
     torch.nn.init.normal_(model.denoiser.conv_out.weight, std=0.1)
-    if config.detail:
+    if not config.published:
         torch.nn.init.normal_(model.encoder.detail[-1].weight)
     batch = to_device(torch.utils.data.default_collate([scene(n) for n in range(2)]), torch.device("cpu"))
     draws = draw(0, range(2), model, config.mask_size, "cpu")
@@ -312,7 +314,7 @@ def test_a_model_may_look_back_to_nothing(patch):
 def test_detail_reaches_the_answer_of_its_own_pixel():
     """What the map sees changes nothing here, so that the answer differs where the detail does and nowhere else."""
     torch.manual_seed(0)
-    model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4, detail=True)).eval()
+    model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4)).eval()
     batch = to_device(torch.utils.data.default_collate([scene(0)]), torch.device("cpu"))
     with torch.no_grad():
         features = model.encode(batch["image"])
@@ -331,7 +333,7 @@ def test_detail_reaches_the_answer_of_its_own_pixel():
 def test_a_stride_that_does_not_fit_is_refused():
     model = Pix2SeqD(dataclasses.replace(CONFIG, patch=4))
     with pytest.raises(ValueError, match="does not divide"):
-        model.denoiser._answer(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0))
+        model.denoiser._answer(torch.zeros(1, CONFIG.dim, 4, 8), (3, 0, 0), torch.zeros(1, 32, *CONFIG.mask_size))
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen_batch"])
@@ -366,8 +368,8 @@ def test_a_place_is_a_fraction_of_the_picture_whatever_its_width():
 
 
 @pytest.mark.parametrize("patch", [1, 4])
-def test_a_located_network_knows_where_a_position_is(patch):
-    config = dataclasses.replace(CONFIG, patch=patch, located=True)
+def test_the_network_knows_where_a_position_is(patch):
+    config = dataclasses.replace(CONFIG, patch=patch)
     model = lively_model(config=config)
     history = torch.zeros(1, 2 * CONFIG.bits, *CONFIG.mask_size)
     with torch.no_grad():

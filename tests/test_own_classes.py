@@ -99,7 +99,7 @@ def test_training_inference_and_evaluation_with_four_classes(warehouse, tmp_path
     flags = ["--dataset", "kitti_step", "--data_root", warehouse, "--results_folder", tmp_path / "results"]
     flags += ["--init", tmp_path / "first.pt", "--steps", "2", "--warmup", "0", "--lr", "1e-6", "--validate_every", "2"]
     flags += ["--save_every", "2"]
-    flags += ["--scale", "0.5", "--no-located"]
+    flags += ["--scale", "0.5"]
     result = call(capfd, "train", *flags, *FLAGS)
     assert result.status == 0 and "the class scores of the last layer start anew" in result.out
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model import Pix2SeqD, StreamConfig, StreamState
 from model.diffusion.samplers import sample
 from model.diffusion.schedule import gamma, sampling_times
-from model.network.layers import position_encoding
+from model.network.layers import coordinates, position_encoding
 
 pytestmark = pytest.mark.quick
 
@@ -23,15 +23,16 @@ pytestmark = pytest.mark.quick
 
 
 def plain_denoiser(model: Pix2SeqD, image, history, x, t):
-    """TransUNet as published, everything from the image on in each step: one first convolution over the concatenation
-    of noisy bits, features and history; keys and values from the image's tokens; attention written out."""
+    """The denoiser, everything from the image on in each step: one first convolution over the concatenation of noisy
+    bits, features, history and place; keys and values from the image's tokens; attention written out."""
     net, c = model.denoiser, model.config
     features = model.encode(image, x.shape[-2:])
     noisy, past = F.pixel_unshuffle(x, c.patch), F.pixel_unshuffle(history, c.patch)
+    place, pixel_place = (coordinates(*n.shape[-2:], x.device).expand(len(x), -1, -1, -1) for n in (noisy, x))
     history = [net.conv_history.weight] if net.conv_history else []
-    weight = torch.cat([net.conv_in.weight, net.conv_image.weight, *history], dim=1)
+    weight = torch.cat([net.conv_in.weight, net.conv_image.weight, *history, net.conv_place.weight], dim=1)
     bias = net.conv_in.bias + net.conv_image.bias
-    y = F.conv2d(torch.cat([noisy, features.map, past], dim=1), weight, bias)
+    y = F.conv2d(torch.cat([noisy, features.map, past, place], dim=1), weight, bias)
     time = net.time(torch.full((len(x),), t))
     skips = []
     for block, downsample in zip(net.down, net.downsample, strict=True):
@@ -51,7 +52,8 @@ def plain_denoiser(model: Pix2SeqD, image, history, x, t):
         y = first(torch.cat([F.interpolate(y, skip.shape[-2:], mode="nearest"), skip], dim=1), first.time(time))
         y = second(y, second.time(time))
     y = F.silu(net.norm_out(y))
-    return net.conv_out(F.silu(F.pixel_shuffle(net.conv_patch(y), c.patch)) if c.patch > 1 else y)
+    pixels = F.pixel_shuffle(net.conv_patch(y), c.patch) + features.detail + net.pixel_place(pixel_place)
+    return net.conv_out(F.silu(pixels))
 
 
 def plain_attention(attention, x, context):

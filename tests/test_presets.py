@@ -35,8 +35,8 @@ CHOICES = [
     *(("tiny", {"backbone": name, "backbone_norm": norm}) for name, norm in itertools.product(
         ("resnet10", "resnet14", "resnet18", "resnet50", "cspnet"), ("group", "frozen_batch"))
         if (name, norm) != ("cspnet", "group")),
-    *(("tiny", {"patch": patch, "detail": detail, "mask_size": mask}) for patch, detail, mask in itertools.product(
-        (1, 2, 4), (False, True), ((256, 512), (128, 256), (64, 128), (32, 64))) if patch > 1 or not detail),
+    *(("tiny", {"patch": patch, "mask_size": mask}) for patch, mask in itertools.product(
+        (1, 2, 4), ((256, 512), (128, 256), (64, 128), (32, 64)))),
     *(("base", {"mask_size": mask}) for mask in ((384, 1248), (96, 312), (48, 156))),
     ("base", {"history_offsets": ()}),
     ("base", {"backbone": "cspnet", "encoder_depth": 0}),

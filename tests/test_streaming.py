@@ -270,7 +270,7 @@ def test_given_masks_of_a_larger_frame_are_fitted_as_the_image_is():
 
 @pytest.mark.parametrize("frame", [(375, 1242), (1024, 2048), (2048, 1024), (60, 60), (7, 700), (1, 1)])
 def test_a_frame_has_the_area_of_the_model_and_its_own_aspect(frame):
-    config = ModelConfig(image_size=(256, 512), mask_size=(192, 384), patch=6, detail=True)  # a position is 8 pixels
+    config = ModelConfig(image_size=(256, 512), mask_size=(192, 384), patch=6)  # a position is 8 pixels
     image, mask = config.sizes_for(frame)
     scale = (256 * 512 / (frame[0] * frame[1])) ** 0.5
     for n, m, f in zip(image, mask, frame, strict=True):
@@ -557,8 +557,8 @@ def test_a_stream_merges_what_its_model_does_not_tell_apart():
     image = np.random.default_rng(0).integers(0, 256, (*CONFIG.image_size, 3), np.uint8)
     tracks = {}
     for share in (0.0, 0.01):
-        predictor = VideoPredictor(lively_model(), StreamConfig(2, 1, merge=share, min_area=1), "cpu", "no")
+        predictor = VideoPredictor(lively_model(1), StreamConfig(2, 1, merge=share, min_area=1), "cpu", "no")
         tracks[share] = len(np.unique(predictor(image).track)) - 1
-    assert tracks[0.0] > 3 * tracks[0.01] >= 3
+    assert tracks[0.0] > 3 * tracks[0.01] > 0
     with pytest.raises(ConfigError, match="merge"):
         StreamConfig(merge=1.5)

@@ -63,7 +63,7 @@ def parse(
         args.backbone_weights = default_weights(settings.model.backbone)
     _check(args)
     settings = settings._replace(model=_resolved_model(settings.model, args))
-    if settings.model.patch > 1 and settings.model.patch % settings.loss.loss_stride:
+    if not settings.model.published and settings.model.patch % settings.loss.loss_stride:
         raise ConfigError(f"loss_stride {settings.loss.loss_stride} must divide the patch, {settings.model.patch}")
     return args, settings
 
@@ -113,6 +113,6 @@ def _resolved_model(config: ModelConfig, args: argparse.Namespace) -> ModelConfi
     """The model's configuration with what follows from other flags: norms, and the mask's size from the image's."""
     changes: dict[str, Any] = {"backbone_norm": "group" if args.backbone_weights == "none" else "frozen_batch"}
     if args.image_size and not args.mask_size:
-        preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch, detail=False, published=False)
+        preset = dataclasses.replace(PRESETS[args.preset], patch=config.patch, published=False)
         changes["mask_size"] = preset.mask_for(checked_size(args.image_size))
     return dataclasses.replace(config, **changes)

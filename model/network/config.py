@@ -46,9 +46,7 @@ class ModelConfig:
     # denoiser
     dim: Annotated[int, "channels at mask size"] = 128
     patch: Annotated[int, "side in mask pixels of one position of the denoiser"] = 1
-    pixel_dim: Annotated[int, "channels of a mask pixel before its answer, where patch > 1"] = 32
-    detail: Annotated[bool, "image features at mask size reach the answer, where patch > 1"] = False
-    located: Annotated[bool, "positions and mask pixels know where they are in the picture"] = False
+    pixel_dim: Annotated[int, "channels of a mask pixel before its answer"] = 32
     multipliers: Annotated[tuple[int, ...], "channels of each level, in units of dim"] = (1, 1, 2, 2)
     denoiser_depth: Annotated[int, "transformer layers at the lowest level"] = 6
     transformer_dim: Annotated[int, "their width"] = 512
@@ -105,6 +103,10 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know, and for other types."""
+        for name in ("detail", "located"):  # of older files; now every network has them, but the published
+            if values.get(name, True) is not True and not values.get("published"):
+                raise ConfigError(f"a network without {name!r} is of an earlier version: train it anew")
+        values = {k: v for k, v in values.items() if k not in ("detail", "located")}
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")

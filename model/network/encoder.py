@@ -29,7 +29,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 class Features(NamedTuple):
     """What the denoiser needs of an image: `map` (B, C, h, w) at the size of its positions, `detail` (B, D, h, w) at
-    mask size or None, and `tokens` (B, N, D)."""
+    mask size (None as published), and `tokens` (B, N, D)."""
 
     map: Tensor
     detail: Tensor | None
@@ -56,27 +56,23 @@ class ImageEncoder(nn.Module):
         self.build_pyramid((*channels[:-1], c.encoder_dim), c)
 
     def build_pyramid(self, channels: tuple[int, ...], c: ModelConfig) -> None:
-        """Down to the finest level that is not coarser than the map, and with a detail to the stem. channels: of the
+        """Down to the finest level that is not coarser than the map, and for the detail to the stem. channels: of the
         levels at STRIDES."""
         self.map_level = max((n for n, stride in enumerate(STRIDES) if stride <= c.map_stride), default=0)
-        finest = min(1, self.map_level) if c.detail else self.map_level
-        out = c.map_channels
+        finest, out, dim = min(1, self.map_level), c.map_channels, c.pixel_dim
         self.lateral = nn.ModuleDict(
             {str(n): nn.Conv2d(width, out, 1) for n, width in enumerate(channels) if n >= finest}
         )
         self.merge = nn.Sequential(conv3x3(out, out), group_norm(out), nn.SiLU())
-        self.detail = None
-        if c.detail:
-            dim = c.pixel_dim
-            self.detail_stem = nn.Conv2d(channels[0], dim, 1)
-            self.detail_map = nn.Conv2d(out, dim, 1)
-            self.detail = nn.Sequential(group_norm(dim), nn.SiLU(), zero_init(conv3x3(dim, dim)))
+        self.detail_stem = nn.Conv2d(channels[0], dim, 1)
+        self.detail_map = nn.Conv2d(out, dim, 1)
+        self.detail = nn.Sequential(group_norm(dim), nn.SiLU(), zero_init(conv3x3(dim, dim)))
 
     def forward(
         self,
         image: Tensor,
         map_size: tuple[int, int],
-        mask_size: tuple[int, int] | None = None,
+        mask_size: tuple[int, int],
         key: Tensor | None = None,
     ) -> Features:
         """image: float (B, 3, H, W) in [0, 1]; map_size, mask_size: (h, w) of the map and of the detail returned;
@@ -105,7 +101,7 @@ class ImageEncoder(nn.Module):
         return Features(*self.merged(levels, map_size, mask_size), tokens)
 
     def merged(
-        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int] | None
+        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
         """levels: (B, C, h, w) each, at STRIDES. Returns the map and the detail of `Features`."""
         # fmt: off
@@ -117,15 +113,12 @@ class ImageEncoder(nn.Module):
         merged = self.merge(merged)                                          # (B, C, h, w)
 
         # Detail: on to the stem's level, then to the mask's size
-        detail = None
-        if self.detail is not None:
-            y = merged
-            for n in reversed(range(1, self.map_level)):
-                y = self._finer(y, levels, n)                                # (B, C, H/4, W/4)
-            y = resized(self.detail_map(y), levels[0].shape[-2:])
-            detail = self.detail(self.detail_stem(levels[0]) + y)            # (B, D, H/2, W/2)
-            detail = resized(detail, mask_size, "bilinear")
-        return merged, detail                                                # (B, C, h, w), (B, D, *mask_size)
+        y = merged
+        for n in reversed(range(1, self.map_level)):
+            y = self._finer(y, levels, n)                                    # (B, C, H/4, W/4)
+        y = resized(self.detail_map(y), levels[0].shape[-2:])
+        detail = self.detail(self.detail_stem(levels[0]) + y)                # (B, D, H/2, W/2)
+        return merged, resized(detail, mask_size, "bilinear")                # (B, C, h, w), (B, D, *mask_size)
         # fmt: on
 
     def _finer(self, merged: Tensor, levels: list[Tensor], n: int) -> Tensor:

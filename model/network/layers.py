@@ -53,8 +53,6 @@ def resized(x: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor:
 
 def to_patches(x: Tensor, patch: int) -> Tensor:
     """(B, C, h p, w p) -> (B, C p p, h, w), as `pixel_unshuffle`, but channels-last stays channels-last."""
-    if patch == 1:
-        return x
     return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch).permute(0, 3, 1, 2)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from model.diffusion.schedule import gamma
 from model.network.backbones import STRIDES
 from model.network.config import ModelConfig
-from model.network.encoder import ImageEncoder
+from model.network.encoder import Features, ImageEncoder
 from model.network.layers import (
     Attention,
     ResidualBlock,
@@ -79,18 +79,17 @@ class PublishedEncoder(ImageEncoder):
         self.pyramid = Pyramid(channels[1:], c.map_channels, c.map_stride)
 
     def merged(
-        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int] | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int]
+    ) -> tuple[Tensor, None]:
         return self.pyramid(levels[1:], map_size), None
 
 
 class PublishedUNet(TransUNet):
-    """With the `condition` of a TransUNet, and the same inputs and outputs."""
+    """With the inputs and outputs of a TransUNet."""
 
     def __init__(self, c: ModelConfig):
         nn.Module.__init__(self)
         bits, history_bits, dim, inner = c.bits, c.bits * len(c.history_offsets), c.dim, c.transformer_dim
-        self.patch, self.conv_place, self.pixel_place = 1, None, None
         time_dim, widths = 4 * dim, [dim * m for m in c.multipliers]
         self.time = TimeEmbedding(time_dim, waves=dim, factor=TIME_FACTOR)
         self.conv_in = nn.Conv2d(bits, dim, 1)
@@ -131,6 +130,12 @@ class PublishedUNet(TransUNet):
             channels = width
         self.norm_out = group_norm(dim, SMALLEST_GROUP)
         self.conv_out = zero_init(nn.Conv2d(dim, sum(c.code_sizes), 1))
+
+    def condition(self, features: Features, history: Tensor | None) -> Condition:
+        first = self.conv_image(features.map)
+        if history is not None and self.conv_history is not None:
+            first = first + self.conv_history(history.to(first.dtype))
+        return Condition(first, [layer.cross.keys_values(features.tokens) for layer in self.transformer], None)
 
     def modulation(self, t: Tensor) -> Modulation:
         return super().modulation(gamma(t))

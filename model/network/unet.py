@@ -35,11 +35,11 @@ from model.network.layers import (
 class Condition(NamedTuple):
     """What one frame's denoising steps share: `first` (B, C, h, w), the conditions' part of the first convolution,
     for each transformer layer the keys and values (B, heads, N, d) of cross-attention, and the image's `detail` at mask
-    size (B, pixel_dim, h, w)."""
+    size (B, pixel_dim, h, w), None as published."""
 
     first: Tensor
     cross: list[tuple[Tensor, Tensor]]
-    detail: Tensor | None = None
+    detail: Tensor | None
 
 
 class Modulation(NamedTuple):
@@ -63,19 +63,15 @@ class TransUNet(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         dim, time_dim, widths = c.dim, 4 * c.dim, [c.dim * m for m in c.multipliers]
-        self.patch, out_channels = c.patch, sum(c.code_sizes)
+        self.patch = c.patch
         bits, history_bits = (masks * c.bits * c.patch**2 for masks in (1, len(c.history_offsets)))
         self.time = TimeEmbedding(time_dim)
-        # The first convolution is 1x1 over bits, history and image together, as published; its parts are added.
+        # The first convolution is 1x1 over bits, history, image and place together; its parts are added.
         self.conv_in = nn.Conv2d(bits, dim, 1)
         self.conv_image = nn.Conv2d(c.map_channels, dim, 1)
         self.conv_history = nn.Conv2d(history_bits, dim, 1, bias=False) if history_bits else None
-
-        self.conv_place = self.pixel_place = None
-        if c.located:
-            self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
-            if c.patch > 1:
-                self.pixel_place = nn.Conv2d(COORDINATES, c.pixel_dim, 1, bias=False)
+        self.conv_place = nn.Conv2d(COORDINATES, dim, 1, bias=False)
+        self.pixel_place = nn.Conv2d(COORDINATES, c.pixel_dim, 1, bias=False)
 
         # One residual block a level on the way down, two on the way up
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -99,25 +95,18 @@ class TransUNet(nn.Module):
             self.up.append(nn.ModuleList(blocks))
             channels = width
         self.norm_out = group_norm(dim)
-        if c.patch > 1:  # features of each pixel of a patch, then one answer for all pixels alike
-            self.conv_patch = nn.Conv2d(dim, c.pixel_dim * c.patch**2, 1)
-            self.conv_out = nn.Conv2d(c.pixel_dim, out_channels, 1)
-        else:
-            self.conv_out = zero_init(conv3x3(dim, out_channels))
+        # Features of each pixel of a patch, then one answer for all pixels alike
+        self.conv_patch = nn.Conv2d(dim, c.pixel_dim * c.patch**2, 1)
+        self.conv_out = nn.Conv2d(c.pixel_dim, sum(c.code_sizes), 1)
 
     def condition(self, features: Features, history: Tensor | None) -> Condition:
         """features: of the image; history: analog bits (B, T * bits, h, w), zeros where unknown; None: all zeros."""
         first = self.conv_image(features.map)
         if history is not None and self.conv_history is not None:
             first = first + self.conv_history(to_patches(history.to(features.map.dtype), self.patch))
-        if self.conv_place is not None:
-            first = first + self.conv_place(coordinates(*first.shape[-2:], first.device))
+        first = first + self.conv_place(coordinates(*first.shape[-2:], first.device))
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
-        detail = features.detail
-        if self.pixel_place is not None:
-            height, width = (n * self.patch for n in first.shape[-2:])
-            place = self.pixel_place(coordinates(height, width, first.device))
-            detail = place.expand(len(first), -1, -1, -1) if detail is None else detail + place
+        detail = features.detail + self.pixel_place(coordinates(*features.detail.shape[-2:], first.device))
         return Condition(first, cross, detail)
 
     def modulation(self, t: Tensor) -> Modulation:
@@ -165,12 +154,9 @@ class TransUNet(nn.Module):
         return self._answer(F.silu(self.norm_out(x)), grid, condition.detail) # (B, out_channels, h, w) in mask pixels
         # fmt: on
 
-    def _answer(self, x: Tensor, grid: Grid | None, detail: Tensor | None = None) -> Tensor:
+    def _answer(self, x: Tensor, grid: Grid | None, detail: Tensor) -> Tensor:
         """The last convolutions, where their answer is wanted. Raises ValueError for a stride that does not fit."""
         stride, top, left = grid or (1, 0, 0)
-        if self.patch == 1:
-            x = F.pad(x, (1, 1, 1, 1))[..., top:, left:]
-            return F.conv2d(x, self.conv_out.weight, self.conv_out.bias, stride)
         if self.patch % stride:
             raise ValueError(f"a stride of {stride} does not divide the patch {self.patch}")
         weight, bias = self.conv_patch.weight, self.conv_patch.bias
@@ -178,7 +164,5 @@ class TransUNet(nn.Module):
             pixels = torch.arange(weight.shape[0], device=x.device).view(-1, self.patch, self.patch)
             pixels = pixels[:, top::stride, left::stride].flatten()
             weight, bias = weight[pixels], bias[pixels]
-        x = conv_from_patches(x, weight, bias, self.patch // stride)
-        if detail is not None:
-            x = x + detail[..., top::stride, left::stride]
+        x = conv_from_patches(x, weight, bias, self.patch // stride) + detail[..., top::stride, left::stride]
         return self.conv_out(F.silu(x))
