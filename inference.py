@@ -93,6 +93,8 @@ def main() -> int:
         raise cli.UsageError("--batch_videos must be 1 or more, --use_frames_before 0 or more")
     if args.fps is not None and not 0.01 <= args.fps <= 1000:
         raise cli.UsageError(f"--fps must be 0.01 to 1000, not {args.fps:g}")
+    if "none" in args.overlay and len(args.overlay) > 1:
+        raise cli.UsageError("--overlay none stands alone: nothing is drawn")
     sampling = cli.given(args, StreamConfig)
     StreamConfig(**sampling)
     left_out: LeftOut = {}
@@ -188,7 +190,8 @@ def checkpoint_of(args, processes: PartialState) -> Path:
         if not path.exists():
             raise CheckpointError(f"there is no checkpoint {path}: train one, or leave --checkpoint out")
         return path
-    found = next((path for path in (TRAINED, SHIPPED) if path.exists()), None)
+    here = Path(__file__).parent  # the shipped ones are found from any folder
+    found = next((path for path in (TRAINED, SHIPPED, here / SHIPPED) if path.exists()), None)
     if found is None:
         raise CheckpointError(f"there are no weights: neither {TRAINED} nor {SHIPPED}; name a file by --checkpoint")
     if processes.is_main_process and not args.quiet:

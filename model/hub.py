@@ -104,9 +104,11 @@ def model_card(model: Pix2SeqD, card: Card, repository: str) -> ModelCard:
 
 
 class HubMixin:
-    """The loading and saving of VideoPredictor. The class needs `model` and to be built as `cls(model, **options)`."""
+    """The loading and saving of VideoPredictor. The class needs `model`, `only_infers`, and to be built as
+    `cls(model, **options)`."""
 
     model: Pix2SeqD
+    only_infers: bool
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **options: Any) -> Self:
@@ -178,9 +180,13 @@ class HubMixin:
         """Write model.safetensors, config.json and the model card README.md, which is kept where there is one already.
 
         repository: the hub's id of the model, for the card's example. Raises CheckpointError for a folder of a
-        training run, whose config.json would be lost.
+        training run, whose config.json would be lost, and after `only_infer`, which changes the weights.
         """
         folder = Path(folder)
+        if self.only_infers:
+            raise CheckpointError(
+                "after only_infer the weights are no longer those of the checkpoint: load it anew to save it"
+            )
         if (folder / "log.jsonl").exists() or any(folder.glob("model-*.pt")):
             raise CheckpointError(f"{folder} is the folder of a training run: save to another one")
         folder.mkdir(parents=True, exist_ok=True)

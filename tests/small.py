@@ -38,12 +38,14 @@ FLAGS = tuple(
 
 def lively_model(seed: int = 0, config: ModelConfig = CONFIG) -> Pix2SeqD:
     """An untrained model whose answers vary over the pixels and depend on all that it is given."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + 1)  # with 0 no answer is a thing
     model = Pix2SeqD(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # layers that start at zero would hide what comes before them
             if parameter.ndim >= 2:
                 parameter.add_(torch.randn_like(parameter), alpha=parameter[0].numel() ** -0.5)
+        if not config.published:
+            model.denoiser.conv_out.weight.mul_(4)  # classes and slots that differ from pixel to pixel
     return model
 
 

@@ -58,6 +58,14 @@ def test_no_licence_is_claimed_that_nobody_stated(predictor, tmp_path):
     assert card.data.license == "other" and "terms of the training data" in card.text
 
 
+def test_weights_that_were_changed_for_speed_are_not_saved(tmp_path):
+    ready = VideoPredictor(lively_model(), OPTIONS["config"], "cpu", "bf16")
+    ready.only_infer()
+    with pytest.raises(CheckpointError, match="load it anew to save it"):
+        ready.save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_saving_changes_nothing_in_the_predictor(predictor, tmp_path):
     state = torch.get_rng_state()
     before = {k: v.clone() for k, v in predictor.model.state_dict().items()}

@@ -19,6 +19,7 @@ from PIL import Image
 from running import call
 from small import CONFIG, lively_model
 
+import inference
 from data.draw import render
 from data.io.images import read_image, read_panoptic, write_panoptic
 from data.labels import DataError
@@ -654,6 +655,23 @@ def test_nothing_prepared_says_what_to_do_in_three_lines(tmp_path, capfd, monkey
     first, *rest = result.message.splitlines()
     assert result.status == 2 and "data/input is missing" in first and len(rest) == 2
     assert "data.streets" in rest[0] and "inference.py --input_folder data/sample" in rest[1]
+
+
+def test_from_another_folder_the_shipped_weights_are_found_and_a_link_names_its_video(tmp_path, capfd, monkeypatch):
+    folder_of(tmp_path / "camera", ["0.png", "1.png"])
+    (tmp_path / "crossing").symlink_to("camera")
+    monkeypatch.chdir(tmp_path)
+    command = ("--input_folder", "crossing", "--output_folder", "out", "--device", "cpu", "--mixed_precision", "no")
+    result = call(capfd, "inference", *command, "--overlay", "gif")
+    assert result.status == 0 and f"weights: {Path(inference.__file__).parent / inference.SHIPPED}" in result.out
+    assert {line["sequence"] for line in tracks(tmp_path / "out")} == {"crossing"}
+    assert (tmp_path / "out/crossing_overlay.gif").exists()
+
+
+def test_no_overlay_beside_another_is_refused(weights, tmp_path, capfd):
+    source = folder_of(tmp_path / "in", ["0.png"])
+    result = infer(capfd, weights, source, tmp_path / "out", "--overlay", "none", "mp4")
+    assert result.status == 2 and "none stands alone" in result.message and not (tmp_path / "out").exists()
 
 
 def test_a_phones_pictures_and_videos_are_upright(tmp_path):

@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from model import ConfigError, Pix2SeqD, StreamConfig, StreamState, VideoPredictor
 from model.diffusion.samplers import SAMPLERS, sample
 from model.diffusion.schedule import sampling_times
+from model.network import layers
 from model.network.precision import cast_weights, fold_norms
 from model.stream.cuda_graphs import MOST_GRAPHS, GraphedSampling
 
@@ -166,6 +167,15 @@ def test_weights_are_cast_where_autocast_would_and_nowhere_else():
     before = {n: p.dtype for n, p in model.named_parameters()}
     cast_weights(model, None)
     assert before == {n: p.dtype for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.inference_mode()
+def test_attention_is_the_same_with_and_without_pytorchs_kernel(monkeypatch, fused):
+    monkeypatch.setattr(layers, "FUSED", fused)
+    q, k, v = (torch.randn(2, 3, n, 16) for n in (7, 5, 5))
+    expected = (q @ k.transpose(-1, -2) / 4).softmax(dim=-1) @ v
+    assert torch.allclose(layers.attend(*(x.bfloat16() for x in (q, k, v))).float(), expected, atol=0.05)
 
 
 @pytest.mark.parametrize("what", ["cuda_graphs", "compile"])

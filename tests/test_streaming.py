@@ -557,7 +557,7 @@ def test_a_stream_merges_what_its_model_does_not_tell_apart():
     image = np.random.default_rng(0).integers(0, 256, (*CONFIG.image_size, 3), np.uint8)
     tracks = {}
     for share in (0.0, 0.01):
-        predictor = VideoPredictor(lively_model(1), StreamConfig(2, 1, merge=share, min_area=1), "cpu", "no")
+        predictor = VideoPredictor(lively_model(), StreamConfig(2, 1, merge=share, min_area=1), "cpu", "no")
         tracks[share] = len(np.unique(predictor(image).track)) - 1
     assert tracks[0.0] > 3 * tracks[0.01] > 0
     with pytest.raises(ConfigError, match="merge"):

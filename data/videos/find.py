@@ -111,7 +111,8 @@ def _in_folder(files: list[Path], inside: Path, base: Path, left_out: LeftOut) -
             group.sort(key=lambda p: int(_NAMED.fullmatch(p.stem)["number"]))
             videos = [(name, range(len(group)), [int(_NAMED.fullmatch(p.stem)["number"]) for p in group])]
         for part, places, numbers in videos:
-            label = str(inside / part) if part else str(inside) if inside != Path() else base.resolve().name
+            alone = str(inside) if inside != Path() else os.path.basename(os.path.abspath(base))
+            label = str(inside / part) if part else alone
             yield Sequence(label, _frames([group[i] for i in places], numbers, inside))
     for path in sorted(moving, key=lambda p: natural_key(p.name)):
         yield Sequence(str(inside / path.stem), None, path, inside / path.stem)

@@ -104,10 +104,15 @@ class TransUNet(nn.Module):
         first = self.conv_image(features.map)
         if history is not None and self.conv_history is not None:
             first = first + self.conv_history(to_patches(history.to(features.map.dtype), self.patch))
-        first = first + self.conv_place(coordinates(*first.shape[-2:], first.device))
+        place, pixel_place = self.places(*first.shape[-2:], first.device)
         cross = [layer.cross.keys_values(features.tokens) for layer in self.transformer]
-        detail = features.detail + self.pixel_place(coordinates(*features.detail.shape[-2:], first.device))
-        return Condition(first, cross, detail)
+        return Condition(first + place, cross, features.detail + pixel_place)
+
+    def places(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What the coordinates give to height x width positions and to their mask pixels, whatever the frame:
+        (1, dim, height, width) and (1, pixel_dim, height * patch, width * patch)."""
+        of_pixels = coordinates(height * self.patch, width * self.patch, device)
+        return self.conv_place(coordinates(height, width, device)), self.pixel_place(of_pixels)
 
     def modulation(self, t: Tensor) -> Modulation:
         """t: times (N,) in [0, 1]."""

@@ -126,11 +126,11 @@ def full_size(
     semantic: np.ndarray,
     slot: np.ndarray,
     size: Sequence[int],
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The answer at the frame's size. Scores are interpolated there, not labels, so that outlines are smooth.
 
     output: of one video (codes, h, w); raw_slot: the likeliest slot of each pixel; semantic, slot: the final answer at
-    mask size, codes and slots uint8 (h, w). Returns them as (H, W).
+    mask size, codes and slots uint8 (h, w). Returns a label of each pixel (H, W), and the code and slot of each label.
     """
     pairs = semantic.astype(np.int32) << 8 | slot
     values = np.flatnonzero(np.bincount(pairs.ravel()))
@@ -160,8 +160,7 @@ def full_size(
             scores.index_copy_(1, columns, certain * shares / shares.amax(dim=-1, keepdim=True).clamp_min(1e-9))
         return scores
 
-    decided = decide(labels, score, size).cpu().numpy()
-    return codes.astype(semantic.dtype).take(decided), finals.astype(slot.dtype).take(decided)
+    return decide(labels, score, size).cpu().numpy().astype(np.intp), codes.astype(np.uint8), finals
 
 
 def decide(labels: Tensor, score: Callable[[Tensor], Tensor], size: Sequence[int]) -> Tensor:

@@ -1,9 +1,9 @@
 """VideoPredictor: panoptic video segmentation, a frame a call."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Panoptic:
     semantic: np.ndarray
     track: np.ndarray
 
-    @cached_property
+    @functools.cached_property
     def segments(self) -> list[dict[str, int]]:
         """[{"id", "class", "area" in pixels}] of the tracked instances and, with id 0, of the other classes; counted
         when they are asked for."""
@@ -72,6 +72,7 @@ class VideoPredictor(HubMixin):
         self.image_size = checked_size(image_size or model.config.image_size)
         self.state = StreamState(video=0)
         self.sampling: Callable[..., Tensor] = sample
+        self.only_infers = False
 
     def __call__(self, frame: np.ndarray | Image.Image) -> Panoptic:
         """The next frame of the video, of any size: uint8 (H, W, 3), a PIL image, or what else `to_rgb` takes, which
@@ -152,8 +153,11 @@ class VideoPredictor(HubMixin):
         for name, wanted in (("cuda_graphs", cuda_graphs), ("compile", compile)):
             if wanted and self.device.type != "cuda":
                 raise ConfigError(f"{name} is for a CUDA device, not {self.device.type}")
+        self.only_infers = True
         fold_norms(self.model)
         cast_weights(self.model, self.dtype)
+        denoiser = self.model.denoiser
+        denoiser.places = functools.lru_cache(8)(denoiser.places)  # of 8 sizes of frames: they change no more
         if compile:
             self.model.encoder.compile()  # in place
             self.model.denoiser.compile()

@@ -124,10 +124,11 @@ def follow(
         taken = {track.slot for track in state.tracks}
         raw = np.stack([*raw[:2], split(raw[0], raw[2], config.class_split, config.min_area, c.slots, taken)])
     semantic, slot, after = advance(raw, history_slots, state, c, config.min_area, config.max_gap)
-    if semantic.shape != tuple(frame_size):
-        semantic, slot = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)
     track_of = np.zeros(c.slots, np.int32)
     for track in after.tracks:
         if track.frame == state.frame:
             track_of[track.slot] = track.id
-    return ((semantic.astype(np.int16) - 1).astype(np.uint8), track_of[slot]), after
+    if semantic.shape == tuple(frame_size):
+        return (semantic - np.uint8(1), track_of[slot]), after
+    labels, codes, slots = full_size(c, seen.output, seen.maps[2], semantic, slot, frame_size)
+    return ((codes - np.uint8(1)).take(labels), track_of[slots].take(labels)), after
