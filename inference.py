@@ -34,7 +34,7 @@ with cli.imports():
     from data.draw.live import Live, opened
     from data.io.listing import LeftOut, in_words
     from data.io.lock import sole_writer
-    from data.labels import DataError, LabelSpace
+    from data.labels import MAX_ID, DataError, LabelSpace
     from data.videos.cuts import Cuts
     from data.videos.find import find_sequences, remarks, share, without_bad
     from data.videos.folder import check_masks, fingerprint, merge_tracks, note_run
@@ -102,7 +102,7 @@ def main() -> int:
     if not args.quiet and not int(os.environ.get("RANK", 0)):  # of processes that torchrun started the first speaks
         print("".join(f"{line}\n" for line in remarks(sequences, args.cuts and not args.independent_frames)), end="")
     sequences, no_videos = without_bad(sequences, args.skip_bad_files)
-    check_masks(sequences, args.output_folder, args.use_frames_before)
+    check_masks(sequences, args.output_folder, args.use_frames_before, args.restart)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
     if (streams := sum(is_stream(s.video) for s in sequences)) > args.batch_videos * processes.num_processes:
@@ -309,6 +309,7 @@ class Job:
         if self.cut_before:
             shown = ", ".join(map(str, self.cut_before[:5])) + ", ..." * (len(self.cut_before) > 5)
             self.remarks.append(f"{self.sequence.name}: cut before frame {shown}, where the picture changes")
+        self.state = None  # those of hundreds of videos would fill the memory
 
 
 def predict(predictor: VideoPredictor, jobs: list[Job], width: int) -> None:
@@ -347,7 +348,18 @@ def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
         batch = iter(predictor.see(*zip(*unseen, strict=True)) if unseen else ())
         for job, coming in due:
             seen = next(batch) if coming.seen is None else coming.seen.result()[0]
-            answer, job.state = predictor.follow(seen, job.state, coming.image)
+            before = job.state
+            answer, job.state = predictor.follow(seen, before, coming.image)
+            if answer.track.max() > MAX_ID:
+                job.state = before
+                job.finish()
+                running.remove(job)
+                job.done += 1  # tried
+                job.failures.append(
+                    f"{job.sequence.name}: frame {coming.frame.number} would need more than {MAX_ID:,} ids; cut the "
+                    "video in two"
+                )
+                continue
             job.finish_frame(coming.frame, coming.image, (answer.semantic, answer.track))
 
 

@@ -183,10 +183,7 @@ class HubMixin:
         training run, whose config.json would be lost, and after `only_infer`, which changes the weights.
         """
         folder = Path(folder)
-        if self.only_infers:
-            raise CheckpointError(
-                "after only_infer the weights are no longer those of the checkpoint: load it anew to save it"
-            )
+        self._check_whole()
         if (folder / "log.jsonl").exists() or any(folder.glob("model-*.pt")):
             raise CheckpointError(f"{folder} is the folder of a training run: save to another one")
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,13 +206,19 @@ class HubMixin:
     ) -> str:
         """Upload what `save_pretrained` writes to a model repository on the hub, which is made where it is missing.
 
-        Returns the address of the commit. Raises huggingface_hub's errors where the hub refuses.
+        Returns the address of the commit. Raises huggingface_hub's errors where the hub refuses, CheckpointError after
+        `only_infer`.
         """
+        self._check_whole()
         api = HfApi(token=token)
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, card, repository)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message))
+
+    def _check_whole(self) -> None:
+        if self.only_infers:
+            raise CheckpointError("only_infer has changed the weights: load the checkpoint anew to save it")
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -399,6 +399,15 @@ def test_damaged_panoptic_json(refuse, videos, tmp_path):
         assert "panoptic JSON" in refuse("--predictions", predictions, "--ground_truth", tmp_path / "coco")[1]
 
 
+def test_a_damaged_first_label_file_is_named(refuse, tmp_path):
+    for folder in ("out", "truth"):
+        for number in range(2):
+            name = f"{number:06d}{'_panoptic' * (folder == 'out')}.png"
+            write_panoptic(tmp_path / folder / "0001" / name, *random_labels(np.random.default_rng(0)))
+    (tmp_path / "truth/0001/000000.png").write_bytes(b"")
+    assert "000000.png" in refuse("--predictions", tmp_path / "out", "--ground_truth", tmp_path / "truth")[1]
+
+
 def test_help_shows_defaults(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "-h", "all"])
     with pytest.raises(SystemExit) as stop:

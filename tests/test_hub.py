@@ -58,12 +58,15 @@ def test_no_licence_is_claimed_that_nobody_stated(predictor, tmp_path):
     assert card.data.license == "other" and "terms of the training data" in card.text
 
 
-def test_weights_that_were_changed_for_speed_are_not_saved(tmp_path):
+def test_weights_that_were_changed_for_speed_are_not_saved(tmp_path, monkeypatch):
     ready = VideoPredictor(lively_model(), OPTIONS["config"], "cpu", "bf16")
     ready.only_infer()
-    with pytest.raises(CheckpointError, match="load it anew to save it"):
+    with pytest.raises(CheckpointError, match="load the checkpoint anew"):
         ready.save_pretrained(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: pytest.fail("a repository was made"))
+    with pytest.raises(CheckpointError, match="load the checkpoint anew"):
+        ready.push_to_hub("me/streets")
 
 
 def test_saving_changes_nothing_in_the_predictor(predictor, tmp_path):

@@ -476,6 +476,11 @@ def test_a_stream_by_its_address_until_it_is_interrupted(weights, tmp_path, capf
     assert infer(capfd, weights, "/dev/video7", tmp_path / "live", overlay="mp4").status == 0
     assert len(masks(tmp_path / "live")) == len(tracks(tmp_path / "live")) == 3
     assert video_length(tmp_path / "live/dev_video7_overlay.mp4")[1] == 3
+    assert not list((tmp_path / "live/.inference").glob("*.pt"))  # nothing to go on from
+    again = infer(capfd, weights, "/dev/video7", tmp_path / "live", overlay="mp4")
+    assert again.status == 2 and "holds an earlier recording of dev_video7" in again.message
+    assert len(masks(tmp_path / "live")) == 3 and (tmp_path / "live/dev_video7_overlay.mp4").exists()
+    assert infer(capfd, weights, "/dev/video7", tmp_path / "live", "--restart").status == 0
     assert infer(capfd, weights, tmp_path, tmp_path / "file").status == 130  # of a file it is an interruption
 
 
@@ -503,6 +508,16 @@ def test_films_are_no_wider_than_they_need_and_gifs_end(weights, tmp_path, capfd
     assert first.shape[:2] == (40, 80)
 
 
+def test_a_webp_that_is_long_ends_and_says_so(weights, tmp_path, capfd, monkeypatch):
+    """Its encoder keeps all frames in memory to the end."""
+    monkeypatch.setattr(video, "MOST", {"webp": 3})
+    folder_of(tmp_path / "in", [f"{n}.png" for n in range(5)])
+    result = infer(capfd, weights, tmp_path / "in", tmp_path / "out", "--no-quiet", overlay="webp")
+    assert result.status == 0 and "in_overlay.webp ends after 3 frames" in result.out
+    with Image.open(tmp_path / "out/in_overlay.webp") as film_of_three:
+        assert film_of_three.n_frames == 3
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 1)])
 def test_a_frame_of_one_pixel(weights, tmp_path, capfd, size):
     draw(tmp_path / "in/1.png", 0, size)
@@ -515,8 +530,8 @@ def test_names_that_are_not_utf8(weights, tmp_path, capfd):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     draw(folder / os.fsdecode(b"na\xefve_1.png"), 0)
     draw(folder / os.fsdecode(b"na\xefve_2.png"), 1)
-    assert infer(capfd, weights, folder, tmp_path / "out", overlay="mp4").status == 0
-    assert len(masks(tmp_path / "out")) == 2
+    assert infer(capfd, weights, folder, tmp_path / "out", "--overlay", "mp4", "html").status == 0
+    assert len(masks(tmp_path / "out")) == 2 == len(list((tmp_path / "out").glob("*_overlay.mp4"))) * 2
     (folder / os.fsdecode(b"na\xefve_2.png")).write_bytes(b"x")
     assert infer(capfd, weights, folder, tmp_path / "other").status == 2
 

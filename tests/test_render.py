@@ -264,6 +264,18 @@ def test_a_video_files_frames_are_shown(tmp_path):
     assert [abs(int(f.image.mean()) - 80 * n) < 4 for n, f in enumerate(frames)] == [True] * 3
 
 
+def test_photographs_that_are_numbers_alone_are_no_truth(tmp_path):
+    """Frames `<sequence>/<number>.png` are named as the label files of KITTI-STEP are."""
+    for number in range(2):
+        write_image(tmp_path / f"in/drive/{number:06d}.png", np.full((96, 320, 3), 99, np.uint8))
+        write_panoptic(tmp_path / f"out/drive/{number:06d}_panoptic.png", *street())
+    inference = shown.Inference(tmp_path / "out", tmp_path / "in")
+    assert [(f.image.mean(), f.truth) for f in shown.load_frames(inference)] == [(99, None)] * 2
+    write_panoptic(tmp_path / "truth/drive/000001.png", *street())
+    frames = shown.load_frames(inference, truth=tmp_path / "truth")
+    assert [f.truth is not None for f in frames] == [False, True]
+
+
 def test_small_pictures_are_drawn_small_and_not_shrunk():
     """Names on a large frame stay as large on the page as on a small one; labels are never mixed."""
     semantic, track = (m.repeat(4, 0).repeat(4, 1) for m in street())

@@ -352,6 +352,40 @@ def test_frames_that_are_not_found_are_grey(world, capsys):
     assert "their pictures are grey" in capsys.readouterr().out and data_of(page)["numbers"] == [0, 1, 2]
 
 
+def test_truth_is_paired_as_in_evaluation(tmp_path):
+    """In a folder for each sequence, and numbers alone."""
+    for k, (image, semantic, track) in enumerate(street(2, (24, 80))):
+        for folder in ("in/0002", "flat"):
+            write_image(tmp_path / folder / f"{k:06d}.png", image)
+        for folder in ("out/0002", "flat_out"):
+            write_panoptic(tmp_path / folder / f"{k:06d}_panoptic.png", semantic, track)
+        write_panoptic(tmp_path / f"truth/0002/{k:06d}.png", semantic, track)
+    for source, output in (("in", "out"), ("flat", "flat_out")):
+        (page,) = write_pages(tmp_path / output, input_folder=tmp_path / source, ground_truth=tmp_path / "truth")
+        assert data_of(page)["runs"][0]["errors"] == [[0, 0]] * 2
+
+
+def test_films_have_their_own_speed_and_a_bad_one_costs_no_page(tmp_path, capsys):
+    for name, fps in (("a", 30), ("c", 15)):
+        with VideoWriter(tmp_path / f"films/{name}.mp4", fps=fps) as film:
+            for k, (image, semantic, track) in enumerate(street(2, (24, 80))):
+                film.write(image)
+                write_panoptic(tmp_path / f"out/{name}_{k:06d}_panoptic.png", semantic, track)
+    (tmp_path / "films/b.mp4").write_bytes(b"no film")
+    pages = write_pages(tmp_path / "out", input_folder=tmp_path / "films")
+    assert [(page.name, data_of(page)["fps"]) for page in pages] == [("a_view.html", 30), ("c_view.html", 15)]
+    assert "b.mp4 cannot be decoded" in capsys.readouterr().out
+
+
+def test_a_camera_is_not_looked_through_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data.videos.sequences.read_video", lambda _: pytest.fail("the camera was opened"))
+    write_panoptic(tmp_path / "dev_video7_000000_panoptic.png", *next(street(1))[1:])
+    (tmp_path / ".inference").mkdir()
+    (tmp_path / ".inference/run.json").write_text('{"input_folder": "/dev/video7"}')
+    (page,) = write_pages(tmp_path)
+    assert page.name == "dev_video7_view.html" and "their pictures are grey" in capsys.readouterr().out
+
+
 def call(capfd, *arguments) -> Result:
     before, sys.argv = sys.argv, ["viewer", *map(str, arguments)]
     capfd.readouterr()

@@ -3,6 +3,7 @@
 Only for viewing (visualize.ipynb); inference itself writes through data/videos/output.py.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -22,6 +23,8 @@ from data.sets.frames import natural_key
 from data.videos.find import find_sequences
 from data.videos.folder import TRACKS
 from data.videos.output import describe_segments
+from data.videos.sequences import Sequence as Video
+from data.videos.video import is_stream
 
 DEMO = Path("results/demo")
 # Default folders of predictions and of their frames, of inference.py and of the demo.
@@ -114,11 +117,16 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
     truth: folder of ground truth; by default the folder of the frames, where KITTI-STEP and the built-in world keep
     it. Missing frames are shown in grey. Reading a frame raises DataError if its prediction is damaged.
     """
-    listed = _listed(inference.output)
-    names = list(listed)[:limit]
+    known = listed(inference.output)
+    names = list(known)[:limit]
     paths = [inference.output / name for name in names]
-    images = _images(inference.inputs, names)
-    truths = _truths(Path(truth or inference.inputs), inference, names)
+    images, truths = _images(inference, names), {}
+    with contextlib.suppress(DataError):
+        folder = Path(truth or inference.inputs)
+        split = folder.name if folder.name in ("train", "test") else "val"
+        truths = truths_of(folder, split, inference, names)
+    pictures = {image.resolve() for image in images.values() if isinstance(image, Path)}
+    truths = {name: file for name, file in truths.items() if file.path.resolve() not in pictures}  # as 000000.png
     space = label_space_of(inference.output) or DEFAULT_SPACE
 
     def read(number: int) -> Shown:
@@ -132,14 +140,14 @@ def load_frames(inference: Inference, limit: int = 72, truth: str | Path | None 
         labels = truths.get(name)
         labels = None if labels is None else read_labels(labels)
         labels = labels if labels is not None and labels[0].shape == semantic.shape else None
-        return Shown(*listed[name], image, semantic, track, labels, space)
+        return Shown(*known[name], image, semantic, track, labels, space)
 
     if missing := [n for n in names if n not in images]:
         print(f"{len(missing)} of {len(names)} frames are not in {inference.inputs} and are shown in grey")
     return Frames(read, range(len(names)))
 
 
-def _listed(output: Path) -> dict[Path, tuple[str, int]]:
+def listed(output: Path) -> dict[Path, tuple[str, int]]:
     """The predictions of the last inference, relative to the folder -> (sequence, frame)."""
     entries = []
     if (output / TRACKS).exists():
@@ -151,18 +159,27 @@ def _listed(output: Path) -> dict[Path, tuple[str, int]]:
     return {name: _sequence_of(name) for name in names}
 
 
-def _images(inputs: Path | str, names: list[Path]) -> dict[Path, Path | bytes]:
+def videos_of(inference: Inference) -> list[Video]:
+    """The videos that an inference was given; none where they are gone, and of a stream, which has gone on."""
+    try:
+        return [] if is_stream(inference.inputs) else find_sequences(inference.inputs)
+    except DataError:
+        return []
+
+
+def _images(inference: Inference, names: list[Path]) -> dict[Path, Path | bytes]:
     """Names of predictions -> image files; for a video JPEGs in memory, because it is read only once."""
     images: dict[Path, Path | bytes] = {}
-    try:
-        for sequence in find_sequences(inputs):
-            if sequence.frames is not None:
-                images |= {frame.output: frame.image for frame in sequence.frames}
-            elif wanted := sum(str(name).startswith(f"{sequence.stem}_") for name in names):
-                frames = islice(sequence.read(), wanted)
-                images |= {frame.output: _jpeg(image) for frame, image in frames if isinstance(image, np.ndarray)}
-    except DataError as error:
-        print(error)
+    for video in videos_of(inference):
+        if video.frames is not None:
+            images |= {frame.output: frame.image for frame in video.frames}
+        elif wanted := sum(str(name).startswith(f"{video.stem}_") for name in names):
+            try:
+                for frame, image in islice(video.read(), wanted):
+                    if isinstance(image, np.ndarray):
+                        images[frame.output] = _jpeg(image)
+            except DataError as error:  # a film that inference could not read either
+                print(error)
     return images
 
 
@@ -172,13 +189,9 @@ def _jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _truths(folder: Path, inference: Inference, names: list[Path]) -> dict[Path, LabelFile]:
-    """Names of predictions -> their truth, paired as in evaluate.py."""
-    split = folder.name if folder.name in ("train", "test") else "val"
-    try:
-        truths = find_labels(folder, split, {})
-    except DataError:
-        return {}
+def truths_of(folder: Path, split: str, inference: Inference, names: list[Path]) -> dict[Path, LabelFile]:
+    """Names of predictions -> their truth, paired as in evaluate.py. Raises DataError where the folder has none."""
+    truths = find_labels(folder, split, {})
     files = [label_file(inference.output / name, inference.output) for name in names]
     by_key = matched({file.key: file for file in files}, truths, inference.output, str(inference.inputs))
     keys = {file.path: key for key, file in by_key.items()}
@@ -206,7 +219,7 @@ def track_lives(inference: Inference, smallest: int = 1) -> dict[str, dict[int, 
     else:
         entries = (
             {"sequence": s, "frame": n, "segments": describe_segments(*read_panoptic(inference.output / name, VOID))}
-            for name, (s, n) in _listed(inference.output).items()
+            for name, (s, n) in listed(inference.output).items()
         )
     for entry in entries:
         tracks = lives.setdefault(entry["sequence"], {})

@@ -162,8 +162,9 @@ def _numbered(files: list[Path], folder: Path) -> Iterator[LabelFile]:
     files = [path for path in files if path.suffix.lower() == ".png" and path.stem.isdecimal()]
     labels = [path for path in files if {"panoptic_maps", "instances"} & set(path.parts)]
     for path in labels or files:
+        kind = "kitti_frames"  # of a damaged file too, which `read_labels` names
         with contextlib.suppress(OSError), Image.open(path) as image:
-            kind = "mots" if image.mode.startswith("I") else "kitti_frames"
+            kind = "mots" if image.mode.startswith("I") else kind
         name = frame_name(path.stem, path, folder)
         yield LabelFile(f"{folder.resolve().name}_{name}" if name.isdecimal() else name, path, kind)
 

@@ -32,6 +32,7 @@ with contextlib.suppress(ImportError):
     register_heif_opener()
     IMAGE_SUFFIXES += HEIC
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
+_NUMBERED = re.compile(r"(.+)_\d{6,}_panoptic\.png")
 _OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # files that may lie beside the images
 
 
@@ -46,8 +47,8 @@ def find_sequences(sources: str | Path | Iterable[str | Path], left_out: LeftOut
     paths = [path for source in sources if not is_stream(source) for path in _matching(Path(source))]
     base = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     if paths and base is None:
-        base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-        paths = [path.absolute() for path in paths]
+        paths = [Path(os.path.abspath(path)) for path in paths]
+        base = Path(os.path.commonpath([path.parent for path in paths]))
     files = [file for path in paths for file in ([path] if path.is_file() else walk(path, left_out))]
     by_folder: dict[Path, list[Path]] = {}
     for file in dict.fromkeys(files):
@@ -153,12 +154,15 @@ def _nothing(sources: list[str | Path], left_out: LeftOut) -> str:
 def _check_outputs(sequences: list[Sequence]) -> None:
     """Raise DataError if two inputs would share a prediction."""
     outputs: dict[Path, object] = {}
+    sequences = sorted(sequences, key=lambda sequence: sequence.frames is not None)  # films first
     for sequence in sequences:
         own = [(sequence.stem, sequence.video)] if sequence.frames is None else []
         for output, source in own or [(frame.output, frame.image) for frame in sequence.frames]:
-            if output in outputs:
+            numbered = _NUMBERED.fullmatch(output.name)  # as the masks of a film are
+            film = output.with_name(numbered[1]) if numbered else output
+            if taken := outputs.get(output) or outputs.get(film):
                 raise DataError(
-                    f"{source} and {outputs[output]} would share the prediction {output}: rename one, or name only one "
+                    f"{source} and {taken} would share the prediction {output}: rename one, or name only one "
                     f"kind, --input_folder 'FOLDER/*{Path(source).suffix}'"
                 )
             outputs[output] = source

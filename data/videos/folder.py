@@ -90,10 +90,17 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def check_masks(sequences: list[Sequence], folder: Path, count: int) -> None:
+def check_masks(sequences: list[Sequence], folder: Path, count: int, restart: bool = False) -> None:
     """Raise DataError where a mask that --use_frames_before names is not there, and UsageError where masks would be
-    overwritten that no inference made, as the labels of a data set. Not where some masks are given:
-    then the user knows of them."""
+    lost: of an earlier recording of a stream, which cannot go on, or what no inference made, as the labels of a data
+    set. Not where some masks are given: then the user knows of them."""
+    for sequence in sequences if not restart else ():
+        part = tracks_part(folder, sequence.name)
+        if is_stream(sequence.video) and part.exists() and part.stat().st_size:
+            raise cli.UsageError(
+                f"{folder} holds an earlier recording of {sequence.name}, which cannot go on: name another "
+                "--output_folder, or let --restart remove it"
+            )
     for sequence in sequences if not count else ():
         outputs = sequence.outputs(1 if sequence.frames is None else len(sequence.frames))
         there = [path for path in outputs if (folder / path).exists()]

@@ -1,14 +1,14 @@
 """The saved states of a half-done video, from which inference goes on.
 
-They lie in `<output>/.inference/`. A state records the run (hash of the checkpoint, and flags) and the content of the
-frames before it, and is used only if none of these has changed. So a video goes on from the last state before the
-first changed frame. A state is kept every KEPT_EVERY frames, and the newest one.
+They lie in `<output>/.inference/`, compressed; a stream has none. A state records the run (hash of the checkpoint, and
+flags) and the content of the frames before it, and is used only if none of these has changed. So a video goes on from
+the last state before the first changed frame. A state is kept every KEPT_EVERY frames, and the newest one.
 """
 
 import hashlib
 import io
 import json
-import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,16 @@ class States:
 
     def save(self, done: int, lines: int, state: dict[str, Any], failures: list[str]) -> None:
         """state: plain values and tensors, after `done` frames."""
+        if is_stream(self.sequence.video):
+            return
         content = {"key": self.key, "done": done, "lines": lines, "failures": failures, "state": state}
         buffer = io.BytesIO()
         torch.save(content | {"content": self._content(done)}, buffer)
+        packed = zlib.compress(buffer.getvalue(), 1)
         write_whole(self.newest.with_suffix(".json"), json.dumps(self.known).encode())
         if done % KEPT_EVERY == 0:
-            write_whole(self.newest.with_stem(f"{self.newest.stem}-{done:07d}"), buffer.getvalue())
-        write_whole(self.newest, buffer.getvalue())
+            write_whole(self.newest.with_stem(f"{self.newest.stem}-{done:07d}"), packed)
+        write_whole(self.newest, packed)
 
     def written(self) -> list[str]:
         """The video's lines of tracks.jsonl so far."""
@@ -66,10 +69,7 @@ class States:
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            with zipfile.ZipFile(path) as archive:  # torch itself does not check the checksums
-                if archive.testzip():
-                    return None
-            stored = torch.load(path, weights_only=True)
+            stored = torch.load(io.BytesIO(zlib.decompress(path.read_bytes())), weights_only=True)  # with its checksum
         except Exception:  # a missing or damaged state counts as none
             return None
         if (
@@ -85,8 +85,6 @@ class States:
 
     def _content(self, done: int) -> str:
         """A hash of the first frames' names and content."""
-        if is_stream(self.sequence.video):
-            return ""
         if self.sequence.frames is None:
             return self._digest(Path(self.sequence.video), str(self.sequence.stem))
         for frame in self.sequence.frames[len(self.digests) : done]:

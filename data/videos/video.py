@@ -1,6 +1,7 @@
 """Read and write video files through PyAV (FFmpeg), one frame at a time, so memory does not grow with their length."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,8 +21,9 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 PICTURE_COVER = av.stream.Disposition.attached_pic
 GIF_RATE = 50  # frames a second: a GIF counts hundredths of a second, and players slow down frames shorter than two
-# Bytes after which films of these kinds end: they compress badly, and browsers give up on large ones.
-LARGEST = {"gif": 50_000_000, "webp": 50_000_000}
+# Where films of these kinds end: a GIF compresses badly, and a WebP is held in memory until its end.
+LARGEST = {"gif": 50_000_000}  # bytes
+MOST = {"webp": 3_000}  # frames
 
 
 def is_stream(source: object) -> bool:
@@ -144,6 +146,8 @@ class VideoWriter:
             self.size = frame.shape[:2]
             self._open(*self.size)
         self.count += 1
+        if self.count > self.most and self.ended is None:
+            self.ended = self.count - 1
         if self.ended or (self.count - 1) % self.every:
             return
         if frame.shape[:2] != self.size:
@@ -157,7 +161,7 @@ class VideoWriter:
     def _open(self, height: int, width: int) -> None:
         kind = self.path.suffix.lower().lstrip(".")
         self.every = -(-self.fps // GIF_RATE) if kind == "gif" else 1
-        self.largest = LARGEST.get(kind, float("inf"))
+        self.largest, self.most = LARGEST.get(kind, math.inf), MOST.get(kind, math.inf)
         codec = {"gif": "gif", "mp4": "libx264", "webp": "libwebp_anim"}.get(kind)
         if codec is None:
             raise DataError(f"{self.path}: an overlay is gif, mp4 or webp")

@@ -6,27 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
-from data.draw.shown import last_inference
+from data.draw.shown import Inference, last_inference, listed, truths_of, videos_of
 from data.draw.viewer.coding import Labels
 from data.draw.viewer.page import Page, shown_classes
 from data.io.images import read_panoptic
-from data.io.label_files import LabelFile, find_labels, read_labels
+from data.io.label_files import read_labels
 from data.labels import DEFAULT_SPACE, VOID, DataError, label_space_of
-from data.sets.frames import natural_key
-from data.videos.find import find_sequences
-from data.videos.video import video_length
-
-SUFFIX = "_panoptic.png"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A prediction on disk: its sequence, its number, its path in the output folder, and its picture."""
+    """A prediction on disk: its sequence, its number, its path in the output folder, its picture, and its video's
+    frames a second, where it has any."""
 
     sequence: str
     number: int
     file: Path
     image: np.ndarray
+    fps: float | None = None
 
 
 def write_pages(
@@ -56,22 +53,20 @@ def write_pages(
             raise DataError(f"{folder} is no folder: name the output folder of an inference")
     inference = last_inference(output, input_folder)
     if inference is None:
-        raise DataError(f"{output} holds no predictions (*{SUFFIX}): run inference.py, or name its output folder")
+        raise DataError(f"{output} holds no predictions (*_panoptic.png): run inference.py, or name its output folder")
     if input_folder is not None and not inference.inputs.exists():
         raise DataError(
             f"--input_folder {input_folder} is missing: name the folder or the video that the frames are in"
         )
-    truths = find_labels(Path(ground_truth), split) if ground_truth else {}
-    if truths and not any(_label_file(file).key in truths for file in _files(output)):
+    truths = truths_of(Path(ground_truth), split, inference, list(listed(output))) if ground_truth else {}
+    if ground_truth and not truths:
         raise DataError(f"{ground_truth} has the truth of no frame in {output}: name the data set that they are from")
-    if fps is None:
-        fps = (video_length(inference.inputs)[0] if inference.inputs.is_file() else None) or 10.0
     runs = ("prediction",) if other is None else tuple(names or _names(output, other))
     space = label_space_of(output) or DEFAULT_SPACE
     if unknown := [name for name in tracked or () if name not in space.names]:
         raise DataError(f"--tracked {unknown[0]}: classes are {', '.join(space.names)}")
     classes = shown_classes(space, None if tracked is None else [space.names.index(name) for name in tracked])
-    settings = {"runs": runs, "fps": fps, "width": width, "quality": quality, "classes": classes}
+    settings = {"runs": runs, "width": width, "quality": quality, "classes": classes}
 
     pages: list[Path] = []
     page, missing = None, 0
@@ -84,8 +79,8 @@ def write_pages(
             path = output / f"{frame.sequence.strip('.') or 'video'}{'_compare' if other else ''}_view.html"
             if page is None or page.path != path:
                 _close(page, pages)
-                page = Page(path, title=frame.sequence, **settings).__enter__()
-            labels = truths.get(_label_file(frame.file).key)
+                page = Page(path, title=frame.sequence, fps=fps or frame.fps or 10.0, **settings).__enter__()
+            labels = truths.get(frame.file)
             page.add(
                 frame.image,
                 *_prediction(output / frame.file),
@@ -111,39 +106,28 @@ def _close(page: Page | None, pages: list[Path]) -> None:
         pages.append(page.path)
 
 
-def _frames(inference) -> Iterator[Frame]:
+def _frames(inference: Inference) -> Iterator[Frame]:
     """All frames of all videos, in order; with grey pictures if the input is not found."""
     found = False
-    try:
-        sequences = find_sequences(inference.inputs)
-    except DataError:
-        sequences = []
-    for sequence in sequences:
-        for frame, image in sequence.read():
-            if not isinstance(image, DataError) and (inference.output / frame.output).is_file():
-                found = True
-                yield Frame(sequence.name, frame.number, frame.output, image)
+    for sequence in videos_of(inference):
+        fps = sequence.rate_and_length()[0]
+        try:
+            for frame, image in sequence.read():
+                if not isinstance(image, DataError) and (inference.output / frame.output).is_file():
+                    found = True
+                    yield Frame(sequence.name, frame.number, frame.output, image, fps)
+        except DataError as error:  # a film that inference could not read either
+            print(error)
     if found:
         return
     print(f"the frames of {inference.output} are not in {inference.inputs}; their pictures are grey (--input_folder)")
-    for place, file in enumerate(_files(inference.output)):
-        sequence, number = _label_file(file).video or ("video", place)
+    for file, (sequence, number) in listed(inference.output).items():
         grey = np.full((*_prediction(inference.output / file)[0].shape, 3), 128, np.uint8)
         yield Frame(sequence, number, file, grey)
 
 
-def _files(output: Path) -> list[Path]:
-    """The predictions in an output folder, in order, relative to it."""
-    return sorted((p.relative_to(output) for p in output.rglob(f"*{SUFFIX}")), key=lambda p: natural_key(str(p)))
-
-
 def _prediction(path: Path) -> Labels | None:
     return read_panoptic(path, VOID) if path.is_file() else None
-
-
-def _label_file(file: Path) -> LabelFile:
-    """A prediction as a LabelFile, with the same key as the truth of its frame."""
-    return LabelFile(file.name.removesuffix(SUFFIX), file, "kitti_step")
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:

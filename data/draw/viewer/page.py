@@ -165,16 +165,16 @@ class Page:
         data = json.dumps(self._data(), separators=(",", ":")).replace("<", "\\u003c")
         parts = {
             "title": html.escape(self.title),
-            "style": (SOURCE / "page.css").read_text(),
+            "style": (SOURCE / "page.css").read_text(encoding="utf-8"),
             "data": data,
-            "script": "\n".join((SOURCE / name).read_text() for name in SCRIPTS),
+            "script": "\n".join((SOURCE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         }
-        text, rest = (SOURCE / "page.html").read_text().split("<!-- frames -->")
+        text, rest = (SOURCE / "page.html").read_text(encoding="utf-8").split("<!-- frames -->")
         for name, part in parts.items():
             before, after = text.split(f"/* {name} */")  # each occurs once in the template
             text = before + part + after
         with self.temporary.open("wb") as file, self.spool.open("rb") as frames:
-            file.write(text.encode())
+            file.write(text.encode(errors="replace"))  # a name of a file that is not UTF-8
             shutil.copyfileobj(frames, file)
             file.write(rest.encode())
         os.replace(self.temporary, self.path)
@@ -266,5 +266,5 @@ def inline(path: str | Path, height: int = 760) -> str:
     """HTML that embeds a whole page in another one, as in a notebook."""
     return (
         f'<iframe title="Viewer" style="width:100%;height:{height}px;border:0" '
-        f'srcdoc="{html.escape(Path(path).read_text())}"></iframe>'
+        f'srcdoc="{html.escape(Path(path).read_text(encoding="utf-8"))}"></iframe>'
     )
