@@ -43,7 +43,7 @@ with cli.imports():
     from data.videos.sequences import InputFrame, Sequence, prefetched
     from data.videos.video import is_stream
     from model import CheckpointError, StreamConfig, StreamState, VideoPredictor
-    from model.checkpoint import LATEST
+    from model.checkpoint import weights_file
     from model.stream.ahead import WORKERS, seeing_ahead
     from model.stream.history import adopt
     from model.stream.state import Moment
@@ -107,7 +107,10 @@ def main() -> int:
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
     if (streams := sum(is_stream(s.video) for s in sequences)) > args.batch_videos * processes.num_processes:
         raise cli.UsageError(f"{streams} streams, which have no end, need --batch_videos {streams}")
-    args.checkpoint = checkpoint_of(args, processes)
+    usual = (TRAINED, SHIPPED, Path(__file__).parent / SHIPPED)  # the last is found from any folder
+    if args.checkpoint is None and processes.is_main_process and not args.quiet:
+        print(f"weights: {weights_file(None, usual)}")
+    args.checkpoint = weights_file(args.checkpoint, usual)
     version = args.checkpoint.stat().st_mtime_ns
     predictor = load(args, sampling, processes)
     with cli.writable(args.output_folder):
@@ -181,22 +184,6 @@ def inputs(paths: list[str], left_out: LeftOut) -> list[Sequence]:
             "  python -m data.streets --split test --output_folder data/sample\n"
             "  python inference.py --input_folder data/sample"
         )
-
-
-def checkpoint_of(args, processes: PartialState) -> Path:
-    """The weights that are asked for, else the trained ones, else the shipped ones. Raises CheckpointError."""
-    if args.checkpoint is not None:
-        path = args.checkpoint / LATEST if args.checkpoint.is_dir() else args.checkpoint
-        if not path.exists():
-            raise CheckpointError(f"there is no checkpoint {path}: train one, or leave --checkpoint out")
-        return path
-    here = Path(__file__).parent  # the shipped ones are found from any folder
-    found = next((path for path in (TRAINED, SHIPPED, here / SHIPPED) if path.exists()), None)
-    if found is None:
-        raise CheckpointError(f"there are no weights: neither {TRAINED} nor {SHIPPED}; name a file by --checkpoint")
-    if processes.is_main_process and not args.quiet:
-        print(f"weights: {found}")
-    return found
 
 
 def load(args, sampling: dict, processes: PartialState) -> VideoPredictor:
@@ -343,7 +330,7 @@ def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
             running.remove(job)
         else:
             due.append((job, coming))
-    with about(due):
+    try:
         unseen = [(coming.image, job.state.moment, job.state) for job, coming in due if coming.seen is None]
         batch = iter(predictor.see(*zip(*unseen, strict=True)) if unseen else ())
         for job, coming in due:
@@ -361,17 +348,9 @@ def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
                 )
                 continue
             job.finish_frame(coming.frame, coming.image, (answer.semantic, answer.track))
-
-
-@contextlib.contextmanager
-def about(due: list[tuple]):
-    """An error that leaves here says which frames it is about."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(
-            " and ".join(str(c.frame.image or f"{job.sequence.video}, frame {c.frame.number}") for job, c in due)
-        )
+    except Exception as error:  # says which frames it is about
+        names = (str(c.frame.image or f"{job.sequence.video}, frame {c.frame.number}") for job, c in due)
+        error.add_note(" and ".join(names))
         raise
 
 

@@ -52,7 +52,7 @@ OPTIONS = {
     ],
 }
 
-# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/loss.py and
+# Where a preset differs from the defaults of model/network/config.py, training/config.py, model/diffusion/config.py and
 # data/clips/settings.py. tiny: what measured best (benchmarks/quality.md). small: it too, with a ResNet's share of the
 # learning rate; not yet trained. base: the released code's training on KITTI-STEP (docs/departures.md).
 RECIPE = {

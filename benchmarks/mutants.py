@@ -55,7 +55,7 @@ SAMPLERS, BITS, SCHEDULE = "model/diffusion/samplers.py", "model/diffusion/bits.
 ESTIMATE, PAST = "model/diffusion/estimate.py", "model/stream/history.py"
 OPTIMIZER, MUON = "training/optimizer.py", "training/muon.py"
 TRAIN_STEP, FIT = "training/step.py", "training/fit.py"
-CLIPS, SLOTS, HISTORY = "data/clips/clips.py", "data/clips/slots.py", "data/clips/history.py"
+CLIPS, SLOTS = "data/clips/clips.py", "data/clips/slots.py"
 TRANSFORMS, FRAMES = "data/clips/transforms.py", "data/sets/frames.py"
 
 MUTANTS = [
@@ -88,26 +88,26 @@ MUTANTS = [
     Mutant("weights-not-normalised", LOSS, "return weight / mean.clamp_min(1e-12)", "return weight"),
     Mutant("stuff-by-class-ignored", LOSS, "if stuff_by_class:", "if False:"),
     Mutant("learn-void-without-effect", LOSS, "if loss.learn_void:", "if False:"),
-    Mutant("learn-void-in-the-history", LOSS, "past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]",
-           "past = [m[:, :-1] for m in (semantic, slot, semantic_known | True, slot_known | True)]"),
+    Mutant("learn-void-in-the-history", LOSS, "past = [m[:, :-1] for m in maps]",
+           "past = [m[:, :-1] for m in (*maps[:2], maps[2] | True, maps[3] | True)]"),
     Mutant("history-shows-target", LOSS, "past = [m[:, :-1] for m in", "past = [m[:, 1:] for m in"),
     Mutant("loss-stride-always-the-same", LOSS, "divmod(step % loss.loss_stride**2, loss.loss_stride)",
            "divmod(0, loss.loss_stride)"),
     # Network
     Mutant("image-not-normalised", ENCODER, "x = (image - self.mean) / self.std", "x = image"),
     Mutant("mean-in-the-wrong-order", ENCODER, "IMAGE_MEAN = (0.485, 0.456, 0.406)", "IMAGE_MEAN = (0.406, 0.456, 0.485)"),
-    Mutant("tokens-without-places", ENCODER, "tokens = tokens + position_encoding(", "tokens = tokens + 0 * position_encoding("),
+    Mutant("tokens-without-places", ENCODER, "tokens = tokens + self.place(", "tokens = tokens + 0 * self.place("),
     Mutant("denoiser-without-places", UNET, "tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device) + token",
            "tokens = tokens + token"),
     Mutant("time-token-left-out", UNET, " + token[:, None]", ""),
-    Mutant("no-cross-attention", LAYERS, "x = x + self._branch(self.cross(self.norm_cross(x), context), key, 2)", "pass"),
+    Mutant("no-cross-attention", LAYERS, "x = x + dropped(self.cross(self.norm_cross(x), context), self.rate, key, 2, whole=True)", "pass"),
     Mutant("skip-left-out", UNET, "x = torch.cat([resized(x, skip.shape[-2:]), skip], dim=1)",
            "x = torch.cat([resized(x, skip.shape[-2:]), 0 * skip], dim=1)"),
     Mutant("history-left-out", UNET, "first = first + self.conv_history(", "first = first + 0 * self.conv_history("),
     Mutant("time-scale-without-one", LAYERS, "torch.addcmul(shift, self.norm2(h), 1 + scale)",
            "torch.addcmul(shift, self.norm2(h), scale)"),
     Mutant("recompute-without-effect", LAYERS, "if recompute and module.training and torch.is_grad_enabled():", "if False:"),
-    Mutant("patch-pixels-transposed", LAYERS, "b (p q c) h w -> b (h p) (w q) c", "b (q p c) h w -> b (h p) (w q) c"),
+    Mutant("patch-pixels-transposed", "model/network/precision.py", "b (p q c) h w -> b (h p) (w q) c", "b (q p c) h w -> b (h p) (w q) c"),
     Mutant("places-mirrored", LAYERS, "+ 0.5)[:, None] / n * frequency", "+ 0.5).flip(0)[:, None] / n * frequency"),
     Mutant("dropout-not-scaled", "model/network/dropout.py", " / (1 - rate)", ""),
     # Stream
@@ -146,18 +146,18 @@ MUTANTS = [
     Mutant("warm-up-left-out", TRAIN_STEP, "if step < config.warmup:", "if False:"),
     Mutant("learning-rate-does-not-fall", TRAIN_STEP, "(1 - (1 - config.final_lr) * done)", "1"),
     Mutant("freeze-backbone-without-effect", FIT, "if config.freeze_backbone:", "if False:"),
-    Mutant("published-average-warms-up", FIT, "min_value=config.ema_decay if model.config.published else 0.0", "min_value=0.0"),
-    Mutant("ema-decay-ignored", FIT, "beta=config.ema_decay", "beta=0.5"),
+    Mutant("published-average-warms-up", OPTIMIZER, "min_value=config.ema_decay if model.config.published else 0.0", "min_value=0.0"),
+    Mutant("ema-decay-ignored", OPTIMIZER, "beta=config.ema_decay", "beta=0.5"),
     # Data
     Mutant("things-by-their-id-alone", TRANSFORMS, "instance.astype(np.int64) * 256 + semantic, 0)", "instance, 0)"),
     Mutant("labels-not-flipped", TRANSFORMS, "return y, x[::-1] if view.flip else x", "return y, x"),
     Mutant("image-not-flipped", TRANSFORMS, "return pixels[:, ::-1] if view.flip else pixels", "return pixels"),
-    Mutant("crowd-has-a-slot-loss", SLOTS, "no_slot[thing[ids == 0]] = True", "pass"),
+    Mutant("crowd-has-a-slot-loss", SLOTS, "counted & (slot == 0)", "counted & (slot == 0) & (instance > 0)"),
     Mutant("small-instances-take-the-slots", SLOTS, "np.argsort(-area, kind=\"stable\")", "np.argsort(area, kind=\"stable\")"),
     Mutant("slots-from-right-to-left", SLOTS, "mine = mine[np.argsort(centre[mine], kind=\"stable\")]",
            "mine = mine[np.argsort(-centre[mine], kind=\"stable\")]"),
-    Mutant("history-never-absent", HISTORY, "generator.random() < config.history_absent", "generator.random() < 0"),
-    Mutant("history-never-dropped", HISTORY, "generator.random(len(semantic)) < config.history_dropout", "generator.random(len(semantic)) < 0"),
+    Mutant("history-never-absent", CLIPS, "generator.random() < config.history_absent", "generator.random() < 0"),
+    Mutant("history-never-dropped", CLIPS, "generator.random(len(semantic)) < config.history_dropout", "generator.random(len(semantic)) < 0"),
     Mutant("history-of-another-sequence", FRAMES, "if k == 0 or gap:", "if not runs or gap:"),
     Mutant("history-across-gaps", FRAMES, "if k == 0 or gap:", "if k == 0:"),
     Mutant("void-is-known", CLIPS, "semantic_known = classes != VOID", "semantic_known = classes == classes"),

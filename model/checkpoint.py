@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,20 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def weights_file(named: Path | None, usual: Sequence[Path]) -> Path:
+    """The checkpoint that is named, a file or a results folder, else the first of the usual ones that is there. Raises
+    CheckpointError."""
+    if named is not None:
+        path = named / LATEST if named.is_dir() else named
+        if not path.exists():
+            raise CheckpointError(f"there is no checkpoint {path}: train one, or leave --checkpoint out")
+        return path
+    found = next((path for path in usual if path.exists()), None)
+    if found is None:
+        raise CheckpointError(f"there are no weights: neither {usual[0]} nor {usual[1]}; name a file by --checkpoint")
+    return found
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What configurations refuse."""
 
+import dataclasses
 import math
+import typing
 from collections.abc import Sequence
+from typing import Any
 
 # What a configuration may ask for where no weight's size bears it out, so that a file cannot ask for any memory
 MAX_PIXELS = 2**23  # of an image or a mask; a 4K frame has 8.3 million
@@ -69,3 +72,23 @@ def checked_size(image_size: Sequence[int]) -> tuple[int, int]:
     if len(image_size) != 2 or not 8 <= min(image_size) <= max(image_size) <= 16_384:
         raise ConfigError(f"image_size {tuple(image_size)} must be height and width, 8 to 16384 each")
     return tuple(image_size)
+
+
+def stored_values(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration as a file holds them, with tuples in place of lists. Raises ConfigError for fields
+    that this version does not know, and for other types."""
+    for name in ("detail", "located"):  # of older files; now every network has them, but the published
+        if values.get(name, True) is not True and not values.get("published"):
+            raise ConfigError(f"a network without {name!r} is of an earlier version: train it anew")
+    values = {k: v for k, v in values.items() if k not in ("detail", "located")}
+    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, kind in typing.get_type_hints(cls).items():
+        value, several = values.get(name), typing.get_origin(kind) is tuple
+        kinds = {int, float} if kind is float else {int} if several else {kind}
+        parts = value if several and isinstance(value, tuple) else [value]
+        if name in values and (isinstance(value, tuple) != several or not {type(v) for v in parts} <= kinds):
+            raise ConfigError(f"{name} cannot be {value!r}"[:200])
+    return values

@@ -10,8 +10,7 @@ from painted import FORMAT, NO_COLOR, STILL, Painted, clips_of, has_history, sam
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from data.clips.clips import Clips
-from data.clips.history import drop_masks
+from data.clips.clips import Clips, drop_masks
 from data.clips.motion import Motion, draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.settings import Augmentation, ClipFormat, HistoryConfig
@@ -20,8 +19,7 @@ from data.clips.transforms import (
     View,
     class_by_class,
     content_size,
-    crop_view,
-    draw_thing,
+    draw_focus,
     draw_view,
     view_image,
     view_labels,
@@ -55,7 +53,8 @@ def test_a_frame_takes_the_area_of_the_image_and_a_crop_cuts_what_is_larger():
 
 
 def test_without_augmentation_the_middle_of_the_frame_is_seen():
-    view = crop_view((50, 200), (50, 100))  # scaled by 1 / sqrt(2): 35.4 x 141.4
+    plain = Augmentation(scale_range=(1.0, 1.0), crop=False, flip=0.0)
+    view = draw_view(plain, (50, 200), (50, 100), np.random.default_rng(0))  # scaled by 1 / sqrt(2): 35.4 x 141.4
     assert (view.top, view.height) == (0.0, 1.0)
     assert view.width == pytest.approx(0.5**0.5) and view.left == pytest.approx((1 - view.width) / 2)
 
@@ -84,9 +83,9 @@ def street_of_two():
 
 def test_things_of_two_classes_with_one_id_are_two():
     _, semantic, instance = street_of_two()
-    areas = {int(draw_thing(semantic, instance, np.random.default_rng(n)).sum()) for n in range(20)}
-    assert areas == {200, 600}
-    assert draw_thing(np.zeros_like(semantic), instance, np.random.default_rng(0)) is None
+    centres = {draw_focus(semantic, instance, np.random.default_rng(n)) for n in range(20)}
+    assert sorted(centres) == [pytest.approx((20 / 48, 10 / 96)), pytest.approx((30 / 48, 65 / 96))]
+    assert draw_focus(np.zeros_like(semantic), instance, np.random.default_rng(0)) is None
 
 
 def test_a_small_thing_overlaps_its_synthetic_history():

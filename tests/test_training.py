@@ -420,7 +420,9 @@ def test_the_averaged_weights_follow_their_decay(tmp_path):
 
 def test_the_published_average_has_its_decay_from_the_start(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("training.fit.EMA", lambda *args, **options: seen.append(EMA(*args, **options)) or seen[-1])
+    monkeypatch.setattr(
+        "training.optimizer.EMA", lambda *args, **options: seen.append(EMA(*args, **options)) or seen[-1]
+    )
     for preset in ("tiny", "base"):
         config = reduced(preset, (32, 64))
         train(tmp_path / preset, ClipsOf(config), config=config, steps=2, batch_size=2, ema_decay=0.9)

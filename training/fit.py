@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from ema_pytorch import EMA
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from model.diffusion.loss import LossConfig
 from model.network.pix2seq_d import Pix2SeqD
 from training.config import TrainingConfig
 from training.machine import sample_loader, slices
-from training.optimizer import build_optimizer
+from training.optimizer import build_average, build_optimizer
 from training.run import Log, Picture, Run, Stop, Validate
 from training.step import StepBatches, learning_rate, optimizer_step, set_learning_rate
 
@@ -58,17 +57,7 @@ def fit(
     if config.compile:
         model.compile()
     parallel_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    ema = EMA(
-        model,
-        beta=config.ema_decay,
-        min_value=config.ema_decay if model.config.published else 0.0,
-        update_every=1,
-        update_after_step=0,
-        include_online_model=False,
-        use_foreach=True,
-    ).to(accelerator.device)
-    ema.ema_model.eval()
-    ema.step, ema.initted = ema.step.cpu(), ema.initted.cpu()  # it reads its counters in each step
+    ema = build_average(model, config, accelerator.device)
     run = Run(
         model, parallel_model, ema, optimizer, accelerator, config, loss_config, folder, extra or {}, validate, picture
     )  # fmt: skip
@@ -133,7 +122,8 @@ def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
                 log.write(**entry)
             if accelerator.trackers:
                 accelerator.log({k: v for k, v in entry.items() if v is not None and k != "step"}, run.step)
-        bar.set_postfix(loss=f"{values['loss']:.3f}", samples_s=f"{config.batch_size / seconds:.1f}", **_short(figures))
+        shown = {k: f"{v:.3f}" for k, v in figures.items() if isinstance(v, float) and k in ("STQ", "mIoU")}
+        bar.set_postfix(loss=f"{values['loss']:.3f}", samples_s=f"{config.batch_size / seconds:.1f}", **shown)
         bar.update()
 
         if run.step % config.save_every == 0 or last or stopping:
@@ -146,7 +136,3 @@ def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
         if stopping:
             break
     bar.close()
-
-
-def _short(figures: dict[str, Any]) -> dict[str, str]:
-    return {k: f"{v:.3f}" for k, v in figures.items() if isinstance(v, float) and k in ("STQ", "mIoU")}

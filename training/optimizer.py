@@ -1,6 +1,7 @@
-"""The optimizer of a model: AdamW, as published, or Muon on matrices and kernels."""
+"""The optimizer of a model, AdamW, as published, or Muon on matrices and kernels, and the average of its weights."""
 
 import torch
+from ema_pytorch import EMA
 from torch import nn
 
 from training.config import TrainingConfig
@@ -30,3 +31,19 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     hidden = [p for p in groups[0]["params"] if p not in last]
     groups[0]["params"] = [p for p in groups[0]["params"] if p in last]
     return MuonAdamW(hidden, groups, config.lr, config.weight_decay, config.beta2)
+
+
+def build_average(model: nn.Module, config: TrainingConfig, device: torch.device) -> EMA:
+    """The moving average of a Pix2SeqD's weights. Its decay warms up, but for the published model."""
+    ema = EMA(
+        model,
+        beta=config.ema_decay,
+        min_value=config.ema_decay if model.config.published else 0.0,
+        update_every=1,
+        update_after_step=0,
+        include_online_model=False,
+        use_foreach=True,
+    ).to(device)
+    ema.ema_model.eval()
+    ema.step, ema.initted = ema.step.cpu(), ema.initted.cpu()  # it reads its counters in each step
+    return ema

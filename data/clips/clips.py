@@ -7,12 +7,11 @@ cut from it (`content_size`); its labels go to the mask size by the same geometr
 import numpy as np
 import torch
 
-from data.clips.history import drop_masks
 from data.clips.motion import draw_motion, view_moved
 from data.clips.paste import paste
 from data.clips.settings import Augmentation, ClipFormat, HistoryConfig
 from data.clips.slots import assign_slots
-from data.clips.transforms import content_size, draw_color, draw_thing, draw_view, view_image, view_labels
+from data.clips.transforms import content_size, draw_color, draw_focus, draw_view, view_image, view_labels
 from data.labels import VOID
 from data.sets.frames import FrameSource, history_index
 
@@ -48,7 +47,8 @@ class Clips:
         if (moved or not self.source.is_video) and generator.random() < augment.paste:
             other = self.source.read(int(generator.integers(len(self))))
             frame, semantic, instance = paste((frame, semantic, instance), other, generator, is_thing)
-        view = draw_view(augment, size, fmt.image_size, generator, self._focus(semantic, instance, generator))
+        focus = draw_focus(semantic, instance, generator, is_thing) if generator.random() < augment.focus else None
+        view = draw_view(augment, size, fmt.image_size, generator, focus)
         color = draw_color(augment, generator)
 
         image = np.zeros((3, *fmt.image_size), np.uint8)
@@ -83,13 +83,12 @@ class Clips:
             "instance_known": torch.from_numpy(semantic_known & ~no_slot),
         }
 
-    def _focus(
-        self, semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator
-    ) -> tuple[float, float] | None:
-        """The centre of a random thing, in fractions of the frame, for a share of the clips; else None."""
-        if generator.random() >= self.augment.focus:
-            return None
-        thing = draw_thing(semantic, instance, generator, self.source.space.is_thing)
-        if thing is None:
-            return None
-        return tuple((n.mean() + 0.5) / size for n, size in zip(np.nonzero(thing), thing.shape, strict=True))
+
+def drop_masks(
+    semantic: np.ndarray, instance: np.ndarray, config: HistoryConfig, generator: np.random.Generator
+) -> None:
+    """Drop history masks in place, so that the model works without them as well: classes (T, h, w) become void, ids
+    (T, h, w) become 0."""
+    dropped = generator.random(len(semantic)) < config.history_dropout
+    dropped |= generator.random() < config.history_absent
+    semantic[dropped], instance[dropped] = VOID, 0

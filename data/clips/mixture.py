@@ -54,12 +54,9 @@ class TrainingStream(Dataset):
         """Sample n as (number of the data set, frame in it)."""
         epoch, position = divmod(n, self.epoch_length)
         place = int(_permutation(self.epoch_length, self.seed, _ORDER, epoch)[position])
-        for d, quota in enumerate(self.quotas):
-            if place < quota:
-                turn, k = divmod(epoch * quota + place, self.lengths[d])
-                return d, int(_permutation(self.lengths[d], self.seed, _PERMUTATION, d, turn)[k])
-            place -= quota
-        raise AssertionError("unreachable: the quotas add up to the epoch")
+        d = int(np.searchsorted(np.cumsum(self.quotas), place, side="right"))
+        turn, k = divmod(epoch * self.quotas[d] + place - sum(self.quotas[:d]), self.lengths[d])
+        return d, int(_permutation(self.lengths[d], self.seed, _PERMUTATION, d, turn)[k])
 
     def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
         if not 0 <= n < self.samples:
@@ -72,15 +69,12 @@ class TrainingStream(Dataset):
             except DataError as error:
                 if not self.skip_bad_files:
                     raise
-                self._name(reason := str(error))
+                if (reason := str(error)) not in self._named:
+                    self._named.add(reason)
+                    print(f"skipped: {reason}", file=sys.stderr, flush=True)
             generator = np.random.default_rng([self.seed, n, attempt + 1])
             i = int(generator.integers(self.lengths[d]))
         raise DataError(f"{MAX_ATTEMPTS} samples in a row cannot be read, at last: {reason}")
-
-    def _name(self, message: str) -> None:
-        if message not in self._named:
-            self._named.add(message)
-            print(f"skipped: {message}", file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(64)  # a loader goes through epochs in order

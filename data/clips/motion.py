@@ -82,7 +82,7 @@ def _move_objects(
 ) -> None:
     """Shift and scale each object by its own velocity, in place. The uncovered pixels take the class beside them."""
     key = instance_keys(semantic, instance, is_thing)
-    objects = []
+    objects, hole = [], np.zeros(key.shape, bool)
     for k in np.unique(key[key > 0]):
         rows, columns = np.nonzero(key == k)
         *speed, growth = np.random.default_rng([motion.seed, int(k)]).uniform(-1, 1, 3)
@@ -91,18 +91,13 @@ def _move_objects(
         down, right = (v * share * OBJECT_SHIFT * frames * size for v, share in zip(speed, (0.3, 1.0), strict=True))
         scale = (1 + growth * OBJECT_GROWTH) ** frames
         if max(abs(down), abs(right), abs(scale - 1) * size) >= 0.5:
-            objects.append(
-                (rows, columns, down, right, scale, semantic[rows[0], columns[0]], instance[rows[0], columns[0]])
-            )
-    for rows, columns, *_ in objects:
-        key[rows, columns] = -1
-    hole = key == -1
+            objects.append((k, rows, columns, (down, right), scale))
+            hole[rows, columns] = True
     _fill(semantic, instance, hole)
     # A lower object is nearer, so it is painted later.
-    for rows, columns, down, right, scale, label, identity in sorted(objects, key=lambda o: o[0].max()):
-        y, x = _moved_pixels(rows, columns, (down, right), scale, semantic.shape)
-        semantic[y, x] = label
-        instance[y, x] = identity
+    for k, rows, columns, shift, scale in sorted(objects, key=lambda o: o[1].max()):
+        y, x = _moved_pixels(rows, columns, shift, scale, semantic.shape)
+        semantic[y, x], instance[y, x] = k % 256, k // 256
 
 
 def _moved_pixels(

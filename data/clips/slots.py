@@ -25,24 +25,20 @@ def assign_slots(
     If there are more instances than slots, of which there are 256 at most, the larger ones get them. Returns the slots,
     uint8, 0 for stuff; and bool, True where a thing has no slot (crowd, or none left); both (T + 1, h, w).
     """
-    slot = np.zeros(semantic.size, np.uint8)
-    thing = np.flatnonzero(is_thing[semantic] if order != "segments" else semantic != VOID)
-    no_slot = np.zeros(semantic.size, bool)
+    counted = semantic != VOID if order == "segments" else is_thing[semantic]  # what should have a slot
+    thing = np.flatnonzero(counted if order == "segments" else counted & (instance > 0))  # a crowd gets none
     ids = instance.ravel()[thing].astype(np.int64)
-    if order != "segments":
-        no_slot[thing[ids == 0]] = True
-        thing, ids = thing[ids > 0], ids[ids > 0]
     key = (semantic.ravel()[thing].astype(np.int64) << 32) + ids
     keys, index, area = np.unique(key, return_inverse=True, return_counts=True)
     taken = np.argsort(-area, kind="stable")[: slots - 1]
-    table = np.zeros(keys.size, slot.dtype)
+    table = np.zeros(keys.size, np.uint8)
     most = {"segments": keys.size, "shuffle": max(keys.size, int(ids.max(initial=0)))}.get(order, slots)
     table[np.sort(taken)] = 1 + generator.choice(min(most, slots - 1), taken.size, replace=False)
     if order == "position":
         _place(table, taken, index, thing, semantic.shape, slots)
-    slot[thing] = table[index]
-    no_slot[thing[slot[thing] == 0]] = True
-    return slot.reshape(semantic.shape), no_slot.reshape(semantic.shape)
+    slot = np.zeros(semantic.shape, np.uint8)
+    slot.flat[thing] = table[index]
+    return slot, counted & (slot == 0)
 
 
 def slot_places(slots: int) -> np.ndarray:

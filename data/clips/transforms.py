@@ -5,7 +5,7 @@ bilinearly with antialiasing, labels by nearest neighbour at pixel centres.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -44,16 +44,6 @@ class View:
     flip: bool = False
 
 
-def crop_view(
-    frame_size: tuple[int, int], image_size: tuple[int, int], zoom: float = 1.0, at: tuple[float, float] = (0.5, 0.5)
-) -> View:
-    """The crop of the image size from a frame that is scaled by area times zoom. at: its position, from the top left
-    corner (0, 0) to the lower right one (1, 1)."""
-    scale = area_scale(frame_size, image_size) * zoom
-    height, width = (min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True))
-    return View(zoom, at[0] * (1 - height), at[1] * (1 - width), height, width)
-
-
 def draw_view(
     augment: Augmentation,
     frame_size: tuple[int, int],
@@ -61,17 +51,17 @@ def draw_view(
     generator: np.random.Generator,
     focus: tuple[float, float] | None = None,
 ) -> View:
-    """Scale jitter (uniform in its logarithm), crop and flip. focus: a point (y, x) that the crop must show, in
-    fractions of the frame."""
+    """A crop of the image size from a frame that is scaled by area and by a jitter (uniform in its logarithm), and a
+    flip. focus: a point (y, x) that the crop must show, in fractions of the frame."""
     low, high = (math.log(s) for s in augment.scale_range)
     zoom = math.exp(low + (high - low) * generator.random())
-    at = tuple(generator.random(2)) if augment.crop else (0.5, 0.5)
-    view = crop_view(frame_size, image_size, zoom, at)
+    at = tuple(generator.random(2)) if augment.crop else (0.5, 0.5)  # (0, 0) is the upper left corner
+    scale = area_scale(frame_size, image_size) * zoom
+    parts = [min(1.0, t / (f * scale)) for f, t in zip(frame_size, image_size, strict=True)]
+    starts = [a * (1 - part) for a, part in zip(at, parts, strict=True)]
     if focus is not None:
-        parts = (view.height, view.width)
-        top, left = (min(max(f - a * part, 0.0), 1 - part) for f, a, part in zip(focus, at, parts, strict=True))
-        view = replace(view, top=top, left=left)
-    return replace(view, flip=bool(generator.random() < augment.flip))
+        starts = [min(max(f - a * part, 0.0), 1 - part) for f, a, part in zip(focus, at, parts, strict=True)]
+    return View(zoom, *starts, *parts, flip=bool(generator.random() < augment.flip))
 
 
 def instance_keys(semantic: np.ndarray, instance: np.ndarray, is_thing: np.ndarray = IS_THING) -> np.ndarray:
@@ -80,13 +70,16 @@ def instance_keys(semantic: np.ndarray, instance: np.ndarray, is_thing: np.ndarr
     return np.where(is_thing[semantic] & (instance > 0), instance.astype(np.int64) * 256 + semantic, 0)
 
 
-def draw_thing(
+def draw_focus(
     semantic: np.ndarray, instance: np.ndarray, generator: np.random.Generator, is_thing: np.ndarray = IS_THING
-) -> np.ndarray | None:
-    """The mask of one random instance of a random class: bool (H, W); None if there is none."""
+) -> tuple[float, float] | None:
+    """The centre, in fractions of the frame, of one random instance of a random class; None if there is none."""
     key = instance_keys(semantic, instance, is_thing)
     keys = np.unique(key[key > 0])
-    return key == class_by_class(keys, generator)[0] if keys.size else None
+    if keys.size == 0:
+        return None
+    thing = np.nonzero(key == class_by_class(keys, generator)[0])
+    return tuple((n.mean() + 0.5) / size for n, size in zip(thing, key.shape, strict=True))
 
 
 def class_by_class(keys: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -156,8 +149,7 @@ def draw_color(augment: Augmentation, generator: np.random.Generator) -> np.ndar
     angle = 2 * math.pi * augment.hue * u[3]
     cos, sin = math.cos(angle), math.sin(angle)
     hue = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
-    gray = np.tile(LUMA, (3, 1))
-    matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * gray) * brightness
+    matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * LUMA) * brightness
     return np.vstack([matrix, np.full((1, 3), contrast)])
 
 

@@ -14,25 +14,6 @@ from data.labels import MAX_ID, NUM_CLASSES, VOID, DataError
 MAX_PIXELS = 64_000_000
 
 
-def encode_panoptic(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Labels to the RGB of a KITTI-STEP panoptic PNG: R = class, G = id // 256, B = id % 256.
-
-    semantic: (H, W) trainIds or 255; instance: (H, W) ids 0..65535. Returns uint8 (H, W, 3).
-    Raises DataError where an id does not fit into 16 bits.
-    """
-    if instance.size and (int(instance.max()) > MAX_ID or int(instance.min()) < 0):
-        raise DataError(f"instance ids must be 0..{MAX_ID} to be stored, not {instance.min()}..{instance.max()}")
-    rgb = np.empty((*semantic.shape, 3), np.uint8)
-    rgb[..., 0], rgb[..., 1], rgb[..., 2] = semantic, instance >> 8, instance & 255
-    return rgb
-
-
-def decode_panoptic(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverse of `encode_panoptic`: uint8 (H, W, 3) -> semantic uint8 (H, W), instance int32 (H, W)."""
-    instance = rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]
-    return np.ascontiguousarray(rgb[..., 0]), instance
-
-
 def open_image(path: str | Path) -> Image.Image:
     """Open and fully decode an image file. Raises DataError, which names the file, if anything is wrong."""
     try:
@@ -69,7 +50,8 @@ def read_panoptic(
     if image.mode != "RGB" or image.format == "JPEG":
         what = "it is a JPEG, which alters labels" if image.format == "JPEG" else f"its mode is {image.mode}, not RGB"
         raise DataError(f"{path} is no panoptic PNG: {what}")
-    semantic, instance = decode_panoptic(np.asarray(image))
+    rgb = np.asarray(image)
+    semantic, instance = np.ascontiguousarray(rgb[..., 0]), rgb[..., 1].astype(np.int32) * 256 + rgb[..., 2]
     if index is not None:
         return index[semantic], instance
     unknown = np.setdiff1d(np.unique(semantic), [*range(classes), VOID])
@@ -80,9 +62,16 @@ def read_panoptic(
 
 
 def write_panoptic(path: str | Path, semantic: np.ndarray, instance: np.ndarray) -> None:
-    """Write a KITTI-STEP panoptic PNG, complete or not at all."""
+    """Write a KITTI-STEP panoptic PNG, complete or not at all: R = class, G = id // 256, B = id % 256.
+
+    semantic: (H, W) trainIds or 255; instance: (H, W) ids. Raises DataError where an id does not fit into 16 bits.
+    """
+    if instance.size and (int(instance.max()) > MAX_ID or int(instance.min()) < 0):
+        raise DataError(f"instance ids must be 0..{MAX_ID} to be stored, not {instance.min()}..{instance.max()}")
+    rgb = np.empty((*semantic.shape, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1], rgb[..., 2] = semantic, instance >> 8, instance & 255
     # Runs of one value alone: half the size in the same time
-    write_image(path, encode_panoptic(semantic, instance), compress_type=zlib.Z_RLE)
+    write_image(path, rgb, compress_type=zlib.Z_RLE)
 
 
 def write_image(path: str | Path, array: np.ndarray, **options: int) -> None:

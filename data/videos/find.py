@@ -18,7 +18,8 @@ from data.labels import DataError
 from data.sets.check import fault_of
 from data.sets.frames import gaps, natural_key
 from data.videos.names import ordered_videos
-from data.videos.sequences import MAY_MOVE, InputFrame, Sequence
+from data.videos.pages import MAY_MOVE
+from data.videos.sequences import InputFrame, Sequence
 from data.videos.video import VIDEO_SUFFIXES, is_stream
 
 IMAGE_SUFFIXES = (

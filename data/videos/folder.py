@@ -61,7 +61,7 @@ def note_run(
     for name, files in stale.items():
         for file in files:
             (folder / file).unlink()
-        remove_overlays(folder, name.strip(".") or "video")
+        remove_overlays(folder, name)
         tracks_part(folder, name).unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [os.path.abspath(path) for path in inputs if not is_stream(path)]

@@ -12,8 +12,7 @@ import numpy as np
 from data.io.files import naming
 from data.io.images import read_panoptic, write_panoptic
 from data.labels import DEFAULT_SPACE, DataError, LabelSpace
-from data.videos.folder import masks_of
-from data.videos.overlays import Overlays, remove_overlays
+from data.videos.overlays import Overlays
 from data.videos.resume import States
 from data.videos.sequences import InputFrame, Sequence
 
@@ -36,8 +35,7 @@ class SequenceOutput:
         space: LabelSpace = DEFAULT_SPACE,
     ):
         """run: `folder.fingerprint`; masks_given: number of first frames whose masks are already in the folder."""
-        self.sequence, self.folder, self.restart, self.masks_given = sequence, folder, restart, masks_given
-        self.name = sequence.name.strip(".") or "video"  # a folder in the input is a folder in the output
+        self.sequence, self.folder, self.restart = sequence, folder, restart
         self.drawing, self.classes = (overlays, fps, colorblind, space), len(space.classes)
         self.states = States(sequence, folder, run, masks_given)
         self.writer = ThreadPoolExecutor(1)
@@ -46,29 +44,13 @@ class SequenceOutput:
 
     def open(self) -> dict[str, Any] | None:
         """Start writing. Returns {"done", "state", "failures"} of a half-done video that can be resumed."""
-        existed = self.states.newest.exists()
-        stored = self.states.last(self.restart)
-        lines = self.states.written()
-        kept = lines[: stored["lines"] if stored else 0]
-        if len(lines) > len(kept):  # masks of another run must not mix with those of this one
-            self._remove(lines[len(kept) :])
-        if existed and stored is None:
-            for frame in (self.sequence.frames or [])[self.masks_given :]:
-                (self.folder / frame.output).unlink(missing_ok=True)
+        stored, kept = self.states.open(self.restart)
         self.states.tracks.parent.mkdir(parents=True, exist_ok=True)
         self.lines = len(kept)
         self.states.tracks.write_text("".join(f"{line}\n" for line in kept))
         self.tracks = self.states.tracks.open("a")
-        self.overlays = Overlays(self.folder, self.name, *self.drawing)
+        self.overlays = Overlays(self.folder, self.sequence.name, *self.drawing)
         return stored
-
-    def _remove(self, lines: list[str]) -> None:
-        """Delete the masks that lines of tracks.jsonl name, and the films that show them."""
-        given = self.sequence.outputs(self.masks_given)
-        for name in masks_of(lines):
-            if name not in given:
-                (self.folder / name).unlink(missing_ok=True)
-        remove_overlays(self.folder, self.name)
 
     def read_given(self, frame: InputFrame, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A mask that is already in the output folder. Raises DataError if there is none of the frame's size."""

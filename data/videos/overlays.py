@@ -75,6 +75,8 @@ WRITERS = {"mp4": Film, "gif": Film, "webp": Film, "html": View}
 
 
 def overlay_path(folder: Path, name: str, kind: str) -> Path:
+    """name: of the video; a folder in the input is a folder in the output."""
+    name = name.strip(".") or "video"
     return folder / (f"{name}_view.html" if kind == "html" else f"{name}_overlay.{kind}")
 
 

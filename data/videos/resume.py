@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from data.videos.folder import STATE_FOLDER, masks_of, read_json, safe, tracks_part, write_whole
+from data.videos.overlays import remove_overlays
 from data.videos.sequences import Sequence
 from data.videos.video import is_stream
 
@@ -22,11 +23,11 @@ KEPT_EVERY = 100  # a multiple of output.STATE_EVERY, so that a late change does
 
 
 class States:
-    """Of one video. `last` finds the one to go on from, `save` adds one."""
+    """Of one video. `open` finds the one to go on from, `save` adds one."""
 
     def __init__(self, sequence: Sequence, folder: Path, run: str, masks_given: int):
         """run: a hash of all that changes the predictions; masks_given: number of first frames with given masks."""
-        self.sequence, self.folder = sequence, folder
+        self.sequence, self.folder, self.masks_given = sequence, folder, masks_given
         self.newest = folder / STATE_FOLDER / f"{safe(sequence.name)}.pt"
         self.tracks = tracks_part(folder, sequence.name)
         there = [folder / p for p in sequence.outputs(masks_given) if (folder / p).is_file()]
@@ -34,6 +35,22 @@ class States:
         self.key = hashlib.sha256(f"{run} {masks}".encode()).hexdigest()
         self.known = read_json(self.newest.with_suffix(".json"))  # output -> size, modification time, digest
         self.digests: list[str] = []
+
+    def open(self, restart: bool) -> tuple[dict[str, Any] | None, list[str]]:
+        """What to go on from, as `last`, and the lines of the tracks up to there. Masks after it, or of another run,
+        are deleted, and the overlays that show them."""
+        existed, stored, lines = self.newest.exists(), self.last(restart), self.written()
+        kept = lines[: stored["lines"] if stored else 0]
+        if len(lines) > len(kept):  # masks of another run must not mix with those of this one
+            given = self.sequence.outputs(self.masks_given)
+            for name in masks_of(lines[len(kept) :]):
+                if name not in given:
+                    (self.folder / name).unlink(missing_ok=True)
+            remove_overlays(self.folder, self.sequence.name)
+        if existed and stored is None:
+            for frame in (self.sequence.frames or [])[self.masks_given :]:
+                (self.folder / frame.output).unlink(missing_ok=True)
+        return stored, kept
 
     def last(self, restart: bool = False) -> dict[str, Any] | None:
         """{"done", "lines" of the tracks, "state", "failures"} to go on from, None to start over. Later ones are

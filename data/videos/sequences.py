@@ -1,6 +1,5 @@
 """A video that inference reads, frame after frame: images, a video file, an animated image, a stream."""
 
-import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.io.images import MAX_PIXELS, read_image
-from data.io.pixels import to_rgb
+from data.io.images import read_image
 from data.labels import DataError
+from data.videos.pages import MAY_MOVE, rate_and_pages, read_pages
 from data.videos.video import is_stream, read_video, video_length
-
-MAY_MOVE = (".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".avif")  # may hold several frames
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Sequence:
                     yield frame, error
             return
         moving = Path(self.video).suffix.lower() in MAY_MOVE
-        number, images = 0, _read_pages(self.video) if moving else read_video(self.video)
+        number, images = 0, read_pages(self.video) if moving else read_video(self.video)
         while True:
             frame = InputFrame(number, self._output(number), None)
             try:
@@ -83,29 +79,7 @@ class Sequence:
             return None, None
         if Path(self.video).suffix.lower() not in MAY_MOVE:
             return video_length(self.video)
-        with Image.open(self.video) as image:
-            durations = []
-            with contextlib.suppress(Exception):  # what is damaged is said when it is read
-                for page in range(min(image.n_frames, 16)):  # they may differ
-                    image.seek(page)
-                    image.load()  # a WebP knows it then
-                    durations.append(image.info.get("duration") or 0)
-            return (1000 * len(durations) / sum(durations) if sum(durations) else None), image.n_frames
-
-
-def _read_pages(path: Path) -> Iterator[np.ndarray]:
-    """The frames of an animated image or of a stack of images."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path} claims {image.width}x{image.height} pixels; that is refused")
-            for page in range(image.n_frames):
-                image.seek(page)
-                yield to_rgb(image)
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise DataError(f"{path} cannot be read as an image ({error})") from None
+        return rate_and_pages(self.video)
 
 
 def prefetched(items: Iterator, ahead: int = 4) -> Iterator:

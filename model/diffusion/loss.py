@@ -3,38 +3,15 @@
 Bit Diffusion (arXiv 2208.04202) and Pix2Seq-D (arXiv 2210.06366).
 """
 
-import math
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.checks import in_range
 from model.diffusion.bits import history_to_bits, labels_to_bits
+from model.diffusion.config import LossConfig
 from model.diffusion.draws import Draws
 from model.diffusion.schedule import add_noise
 from model.network.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """How the diffusion is trained. The defaults are the published values, but for learn_void.
-
-    Raises ConfigError for values outside their range.
-    """
-
-    instance_weight: Annotated[float, "p of the pixel weight (1 / (area + 1))^p; 0 weights all alike"] = 0.2
-    stuff_by_class: Annotated[bool, "the area of a stuff pixel is its class's, not all stuff's"] = False
-    learn_void: Annotated[
-        bool, "every pixel has a loss, as published: void is a class, crowd has an id, 0 in video"
-    ] = False
-    loss_stride: Annotated[int, "loss on every n-th row and column, with another offset each step"] = 1
-
-    def __post_init__(self):
-        in_range(self, 0, math.inf, "instance_weight")
-        in_range(self, 1, math.inf, "loss_stride")
 
 
 def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, stuff_by_class: bool = False) -> Tensor:
@@ -44,8 +21,6 @@ def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, s
     in the sample; for stuff (slot 0) of all stuff, or of the same class where stuff_by_class.
     Returns float (B, h, w), 0 where unknown.
     """
-    if power == 0:
-        return known.float()
     # fmt: off
     group = slot.long()
     if stuff_by_class:
@@ -59,12 +34,7 @@ def pixel_weights(semantic: Tensor, slot: Tensor, known: Tensor, power: float, s
 
 
 def training_loss(
-    model: torch.nn.Module,
-    config: ModelConfig,
-    loss: LossConfig,
-    batch: dict[str, Tensor],
-    draws: Draws,
-    step: int = 0,
+    model: torch.nn.Module, config: ModelConfig, loss: LossConfig, batch: dict[str, Tensor], draws: Draws, step: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of clips, with the history that data/clips has left them.
 
@@ -75,32 +45,26 @@ def training_loss(
     pixels count 0, so a frame of which little is known counts little. Also returns the loss of each code, detached:
     {"semantic", "instance"}.
     """
-    semantic, slot = batch["semantic"], batch["instance"]
-    semantic_known, slot_known = batch["semantic_known"], batch["instance_known"]
+    maps = [batch[name] for name in ("semantic", "instance", "semantic_known", "instance_known")]  # (B, T + 1, h, w)
     # fmt: off
     # Target: the current frame as analog bits, noised
-    now = [m[:, -1] for m in (semantic, slot, semantic_known, slot_known)]   # (B, h, w)
+    now = [m[:, -1] for m in maps]                                           # (B, h, w)
     if loss.learn_void:  # in the target alone: unknown pixels of the history stay unknown, as at inference
         now[2:] = torch.ones_like(now[2]), torch.ones_like(now[3])
     x0 = labels_to_bits(*now, config.code_bits, config.scale)                # (B, bits, h, w)
     x = add_noise(x0, draws.noise, draws.t)
 
     # History: the masks before it
-    past = [m[:, :-1] for m in (semantic, slot, semantic_known, slot_known)]  # (B, T, h, w)
+    past = [m[:, :-1] for m in maps]                                         # (B, T, h, w)
     history = history_to_bits(past, config.code_bits, config.scale)          # (B, T bits, h, w)
 
-    # Predict
-    grid = None
-    if loss.loss_stride > 1:
-        grid = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
-    key = draws.key if config.dropout else None
-    logits = model(batch["image"], x, draws.t, history, grid, key)
+    # Predict, on every n-th row and column
+    grid = stride, top, left = (loss.loss_stride, *divmod(step % loss.loss_stride**2, loss.loss_stride))
+    logits = model(batch["image"], x, draws.t, history, grid, draws.key)
 
     # Compare
     weight = pixel_weights(now[0], now[1], now[2], loss.instance_weight, loss.stuff_by_class)
-    if grid is not None:
-        stride, top, left = grid
-        *now, weight = (m[..., top::stride, left::stride] for m in (*now, weight))
+    *now, weight = (m[..., top::stride, left::stride] for m in (*now, weight))
     codes = zip(("semantic", "instance"), logits.split(config.code_sizes, dim=1), now[:2], now[2:], strict=True)
     losses = {}
     for name, scores, code, known in codes:

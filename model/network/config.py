@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from data.io.pixels import area_scale
-from model.checks import MAX_PIXELS, ConfigError, check
+from model.checks import MAX_PIXELS, ConfigError, check, stored_values
 from model.network.backbones import BACKBONES
 
 
@@ -20,10 +19,7 @@ class ModelConfig:
     """
 
     # sizes, in pixels
-    image_size: Annotated[tuple[int, ...], "height, width of training crops; frames have its area"] = (
-        384,
-        1248,
-    )
+    image_size: Annotated[tuple[int, ...], "height, width of training crops; frames have its area"] = (384, 1248)
     mask_size: Annotated[tuple[int, ...], "height and width of the mask that is denoised"] = (96, 312)
     # codes
     code_bits: Annotated[tuple[int, ...], "bits of the semantic code and of the instance slot"] = (8, 8)
@@ -103,18 +99,4 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`. Raises ConfigError for fields that this version does not know, and for other types."""
-        for name in ("detail", "located"):  # of older files; now every network has them, but the published
-            if values.get(name, True) is not True and not values.get("published"):
-                raise ConfigError(f"a network without {name!r} is of an earlier version: train it anew")
-        values = {k: v for k, v in values.items() if k not in ("detail", "located")}
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise ConfigError(f"unknown model settings {sorted(unknown)}: written by another version?")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for name, kind in typing.get_type_hints(cls).items():
-            value, several = values.get(name), typing.get_origin(kind) is tuple
-            kinds = {int, float} if kind is float else {int} if several else {kind}
-            parts = value if several and isinstance(value, tuple) else [value]
-            if name in values and (isinstance(value, tuple) != several or not {type(v) for v in parts} <= kinds):
-                raise ConfigError(f"{name} cannot be {value!r}"[:200])
-        return cls(**values)
+        return cls(**stored_values(cls, values))

@@ -4,16 +4,17 @@ import torch
 from torch import Tensor
 
 
-def dropped(x: Tensor, rate: float, key: Tensor, whole: bool = False) -> Tensor:
-    """Dropout that follows a sample, whatever the batch and the process it is in: x (B, ...), key int64 (B,).
+def dropped(x: Tensor, rate: float, key: Tensor | None, place: int = 0, whole: bool = False) -> Tensor:
+    """Dropout that follows a sample, whatever the batch and the process it is in: x (B, ...), key int64 (B,), None for
+    none; place: of the layer, so that each draws its own.
 
     whole: all of a sample's values or none. The random numbers are a hash of key and place (lowbias32 of Chris
     Wellons, twice), so that no generator has a state, and recomputed activations are the same.
     """
-    if rate == 0:
+    if key is None or rate == 0:
         return x
     count = 1 if whole else x[0].numel()
-    value = (torch.arange(count, device=x.device) + _hashed(key)[:, None]) & 0xFFFFFFFF  # (B, count)
+    value = (torch.arange(count, device=x.device) + _hashed(key + place)[:, None]) & 0xFFFFFFFF  # (B, count)
     keep = _hashed(value) >= rate * 2**32
     return x * keep.view(-1, *([1] * (x.ndim - 1) if whole else x.shape[1:])) / (1 - rate)
 

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from model.network.backbones import STRIDES, build_backbone
 from model.network.config import ModelConfig
 from model.network.dropout import dropped
-from model.network.layers import (
-    TransformerLayer,
-    apply,
-    conv3x3,
-    group_norm,
-    position_encoding,
-    resized,
-    zero_init,
-)
+from model.network.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding, zero_init
+from model.network.precision import resized
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -40,11 +33,11 @@ class ImageEncoder(nn.Module):
     """Backbone without its last stage, transformer layers on its stride-16 map, pyramid merged to the mask's size."""
 
     recompute = False  # gradient checkpointing
-    relative_places = False  # of the tokens: `position_encoding`
+    place = staticmethod(position_encoding)  # of the tokens
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.dropout = c.dropout
+        self.dropout, self.patch = c.dropout, c.patch
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
         self.stem, self.pool, self.stages, channels = build_backbone(c.backbone, c.backbone_norm)
@@ -68,15 +61,9 @@ class ImageEncoder(nn.Module):
         self.detail_map = nn.Conv2d(out, dim, 1)
         self.detail = nn.Sequential(group_norm(dim), nn.SiLU(), zero_init(conv3x3(dim, dim)))
 
-    def forward(
-        self,
-        image: Tensor,
-        map_size: tuple[int, int],
-        mask_size: tuple[int, int],
-        key: Tensor | None = None,
-    ) -> Features:
-        """image: float (B, 3, H, W) in [0, 1]; map_size, mask_size: (h, w) of the map and of the detail returned;
-        key: int64 (B,), what each sample's dropout is drawn from, None for none."""
+    def forward(self, image: Tensor, mask_size: tuple[int, int], key: Tensor | None = None) -> Features:
+        """image: float (B, 3, H, W) in [0, 1]; mask_size: (h, w) of the mask, and so of the detail; key: int64 (B,),
+        what each sample's dropout is drawn from, None for none."""
         # fmt: off
         # Backbone
         x = (image - self.mean) / self.std                                   # (B, 3, H, W)
@@ -88,28 +75,25 @@ class ImageEncoder(nn.Module):
 
         # Transformer encoder on the coarsest level
         h, w = x.shape[-2:]
-        if key is not None:
-            x = dropped(x, self.dropout, key)
+        x = dropped(x, self.dropout, key)
         tokens = self.stem_norm(rearrange(self.to_tokens(x), "b c h w -> b (h w) c"))
-        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device, self.relative_places)
+        tokens = tokens + self.place(h, w, tokens.shape[-1], x.device)
         for n, layer in enumerate(self.transformer):
             layer_key = None if key is None else key + 8 * (n + 1)
             tokens = apply(layer, tokens, None, layer_key, recompute=self.recompute)
         tokens = self.token_norm(tokens)                                     # (B, N, D)
         levels[-1] = rearrange(tokens, "b (h w) c -> b c h w", h=h).to(x.dtype)
         # fmt: on
-        return Features(*self.merged(levels, map_size, mask_size), tokens)
+        return Features(*self.merged(levels, mask_size), tokens)
 
-    def merged(
-        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
+    def merged(self, levels: list[Tensor], mask_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """levels: (B, C, h, w) each, at STRIDES. Returns the map and the detail of `Features`."""
         # fmt: off
         # From coarse to fine until the map's level is reached
         merged = self.lateral[str(len(levels) - 1)](levels[-1])
         for n in reversed(range(self.map_level, len(levels) - 1)):
             merged = self._finer(merged, levels, n)
-        merged = resized(merged, map_size, "bilinear")
+        merged = resized(merged, [n // self.patch for n in mask_size], "bilinear")
         merged = self.merge(merged)                                          # (B, C, h, w)
 
         # Detail: on to the stem's level, then to the mask's size

@@ -22,17 +22,10 @@ class Pix2SeqD(nn.Module):
     def encode(self, image: Tensor, mask_size: tuple[int, int] | None = None, key: Tensor | None = None) -> Features:
         """image: float (B, 3, H, W) in [0, 1] -> features for a mask of mask_size, by default the configuration's.
         key: int64 (B,), what each sample's dropout is drawn from; None for none."""
-        height, width = mask_size or self.config.mask_size
-        return self.encoder(image, (height // self.config.patch, width // self.config.patch), (height, width), key)
+        return self.encoder(image, mask_size or self.config.mask_size, key)
 
     def forward(
-        self,
-        image: Tensor,
-        x: Tensor,
-        t: Tensor,
-        history: Tensor,
-        grid: Grid | None = None,
-        key: Tensor | None = None,
+        self, image: Tensor, x: Tensor, t: Tensor, history: Tensor, grid: Grid | None = None, key: Tensor | None = None
     ) -> Tensor:
         """The training path, whole: encode, condition, predict. Returns float32 logits.
 

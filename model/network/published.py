@@ -26,14 +26,33 @@ from model.network.layers import (
     apply,
     conv3x3,
     group_norm,
-    position_encoding,
-    resized,
+    on_grid,
+    sinusoid,
     zero_init,
 )
+from model.network.precision import resized
 from model.network.unet import Condition, Grid, Modulation, TransUNet
 
 SMALLEST_GROUP = 4  # channels
 TIME_FACTOR = 1e4  # of gamma before its sinusoid
+
+
+def relative_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """As `position_encoding`, of positions from 0 to 2 pi over the map (architectures/transformers.py)."""
+    places = (torch.arange(n, device=device) * (2 * math.pi / max(n - 1, 1)) for n in (height, width))
+    y, x = (sinusoid(place, dim // 2, max_period=10_000.0) for place in places)
+    return on_grid(y, x).flatten(0, 1)
+
+
+class ScaledBlock(ResidualBlock):
+    """With norms of smaller groups, and a sum that is divided by sqrt 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int):
+        super().__init__(in_channels, out_channels, time_dim)
+        self.norm1, self.norm2 = (group_norm(n, SMALLEST_GROUP) for n in (in_channels, out_channels))
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        return super().forward(x, modulation) * math.sqrt(0.5)
 
 
 class Pyramid(nn.Module):
@@ -72,16 +91,14 @@ class Pyramid(nn.Module):
 class PublishedEncoder(ImageEncoder):
     """With the released code's pyramid, a norm of the tokens before the transformer, and relative places of them."""
 
-    relative_places = True
+    place = staticmethod(relative_encoding)
 
     def build_pyramid(self, channels: tuple[int, ...], c: ModelConfig) -> None:
         self.stem_norm = nn.LayerNorm(channels[-1])
         self.pyramid = Pyramid(channels[1:], c.map_channels, c.map_stride)
 
-    def merged(
-        self, levels: list[Tensor], map_size: tuple[int, int], mask_size: tuple[int, int]
-    ) -> tuple[Tensor, None]:
-        return self.pyramid(levels[1:], map_size), None
+    def merged(self, levels: list[Tensor], mask_size: tuple[int, int]) -> tuple[Tensor, None]:
+        return self.pyramid(levels[1:], mask_size), None
 
 
 class PublishedUNet(TransUNet):
@@ -97,14 +114,11 @@ class PublishedUNet(TransUNet):
         self.conv_history = nn.Conv2d(history_bits, dim, 1, bias=False) if history_bits else None
         self.norm_in = group_norm(dim, SMALLEST_GROUP)
 
-        def block(into: int, out: int) -> ResidualBlock:
-            return ResidualBlock(into, out, time_dim, SMALLEST_GROUP, factor=math.sqrt(0.5))
-
         # Down: a block, then a convolution of stride 2 but on the lowest level
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         channels, skips = dim, [dim]
         for i, width in enumerate(widths):
-            self.down.append(block(channels, width))
+            self.down.append(ScaledBlock(channels, width, time_dim))
             skips.append(width)
             if i < len(widths) - 1:
                 self.downsample.append(nn.Conv2d(width, width, 3, stride=2))
@@ -123,8 +137,8 @@ class PublishedUNet(TransUNet):
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         channels = inner
         for i, width in reversed(list(enumerate(widths))):
-            blocks = [block(channels + skips.pop(), width), block(width + skips.pop(), width)]
-            self.up.append(nn.ModuleList(blocks))
+            inputs = channels + skips.pop(), width + skips.pop()
+            self.up.append(nn.ModuleList(ScaledBlock(into, width, time_dim) for into in inputs))
             if i > 0:
                 self.upsample.append(conv3x3(width, width))
             channels = width
@@ -140,13 +154,7 @@ class PublishedUNet(TransUNet):
     def modulation(self, t: Tensor) -> Modulation:
         return super().modulation(gamma(t))
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | Modulation,
-        condition: Condition,
-        grid: Grid | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | Modulation, condition: Condition, grid: Grid | None = None) -> Tensor:
         """As TransUNet.forward."""
         scales, token = t if isinstance(t, Modulation) else self.modulation(t)
         scales = iter(scales)
@@ -165,7 +173,7 @@ class PublishedUNet(TransUNet):
         # Transformer on the lowest level, with the time as its last token
         h, w = x.shape[-2:]
         tokens = rearrange(self.to_tokens(self.norm_tokens(x)), "b c h w -> b (h w) c")
-        tokens = tokens + position_encoding(h, w, tokens.shape[-1], x.device, relative=True)
+        tokens = tokens + relative_encoding(h, w, tokens.shape[-1], x.device)
         token = token[:, None].expand(len(tokens), -1, -1).to(tokens.dtype)
         tokens = torch.cat([tokens, token], dim=1)                            # (B, N + 1, D)
         for layer, keys_values in zip(self.transformer, condition.cross, strict=True):

@@ -22,14 +22,12 @@ from model.network.layers import (
     TransformerLayer,
     apply,
     conv3x3,
-    conv_from_patches,
     coordinates,
     group_norm,
     position_encoding,
-    resized,
-    to_patches,
     zero_init,
 )
+from model.network.precision import conv_from_patches, resized, to_patches
 
 
 class Condition(NamedTuple):
@@ -120,13 +118,7 @@ class TransUNet(nn.Module):
         blocks = [*self.down, *(block for blocks in self.up for block in blocks)]
         return Modulation([block.time(time) for block in blocks], self.time_token(time))
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor | Modulation,
-        condition: Condition,
-        grid: Grid | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | Modulation, condition: Condition, grid: Grid | None = None) -> Tensor:
         """x: noisy bits (B, bits, h, w); t: times (B,) in [0, 1], or what `modulation` made of them or of one for all.
         Returns (B, out_channels, h, w), or its rows and columns on the grid."""
         scales, token = t if isinstance(t, Modulation) else self.modulation(t)

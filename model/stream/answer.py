@@ -36,8 +36,7 @@ def candidates(config: ModelConfig, output: Tensor, everywhere: bool | None = No
     for t in config.tracked:  # a fill each: an index would be a copy to the device
         untracked[t + 1] = False
     tracked = ~untracked[semantic]
-    if everywhere is None:
-        everywhere = output.device.type != "cpu"
+    everywhere = output.device.type != "cpu" if everywhere is None else everywhere
     if everywhere:
         others = codes.masked_fill(~untracked[1:], -torch.inf).max(dim=-1).indices + 1
         likeliest = slots[..., 1:].max(dim=-1).indices + 1
@@ -55,8 +54,7 @@ def slot_masses(config: ModelConfig, output: Tensor, slot: Tensor, everywhere: b
     """
     logits = output.permute(0, 2, 3, 1)[..., config.code_sizes[0] :]  # (B, h, w, slots)
     masses = torch.zeros(len(slot), config.slots, config.slots, dtype=torch.int64, device=output.device)
-    if everywhere is None:
-        everywhere = output.device.type != "cpu"
+    everywhere = output.device.type != "cpu" if everywhere is None else everywhere
     for mass, likeliest, values in zip(masses, slot, logits, strict=True):
         if everywhere:
             # All pixels, a few rows at a time; pixels without a slot go to row 0

@@ -1,9 +1,9 @@
 """VideoPredictor: panoptic video segmentation, a frame a call."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from model.checks import ConfigError, checked_size
 from model.diffusion.samplers import sample
 from model.hub import HubMixin
 from model.network.pix2seq_d import Pix2SeqD
-from model.network.precision import cast_weights, fold_norms, make_fast, precision
+from model.network.precision import for_inference, make_fast, precision
 from model.stream.answer import to_device
 from model.stream.config import StreamConfig
 from model.stream.cuda_graphs import GraphedSampling
@@ -32,7 +32,7 @@ class Panoptic:
     semantic: np.ndarray
     track: np.ndarray
 
-    @functools.cached_property
+    @cached_property
     def segments(self) -> list[dict[str, int]]:
         """[{"id", "class", "area" in pixels}] of the tracked instances and, with id 0, of the other classes; counted
         when they are asked for."""
@@ -154,13 +154,7 @@ class VideoPredictor(HubMixin):
             if wanted and self.device.type != "cuda":
                 raise ConfigError(f"{name} is for a CUDA device, not {self.device.type}")
         self.only_infers = True
-        fold_norms(self.model)
-        cast_weights(self.model, self.dtype)
-        denoiser = self.model.denoiser
-        denoiser.places = functools.lru_cache(8)(denoiser.places)  # of 8 sizes of frames: they change no more
-        if compile:
-            self.model.encoder.compile()  # in place
-            self.model.denoiser.compile()
+        for_inference(self.model, self.dtype, compile)
         self.sampling = GraphedSampling() if cuda_graphs else sample
 
     def sizes(self, frame: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -76,7 +76,10 @@ def advance(
     semantic = np.where(tracked, np.where(kept > 0, class_of[kept], other), semantic)
     slot = table[kept]
 
-    lost = _lost(state, now, max(max_gap, model.history_length - 1))
+    # Tracks that are not in this frame and may come back: lost not too long ago, their slot not taken
+    ids, taken, gap = {t.id for t in now}, {t.slot for t in now}, max(max_gap, model.history_length - 1)
+    gone = [t.id not in ids and t.slot not in taken and state.frame - t.frame <= gap for t in state.tracks]
+    lost = np.flatnonzero(gone)
     masks = [*(kept == s for s in segments), *(state.masks[n] for n in lost)]
     after = dataclasses.replace(
         state, frame=state.frame + 1, tracks=now + [state.tracks[n] for n in lost],
@@ -156,16 +159,6 @@ def placed(segments: list[int], taken: dict[int, int], state: StreamState, slots
         place[segment] = own
         by_age.remove(own)
     return place
-
-
-def _lost(state: StreamState, now: list[Track], gap: int) -> list[int]:
-    """The rows of tracks that are not in this frame and may come back: lost not too long ago, their slot not taken."""
-    ids, slots = {t.id for t in now}, {t.slot for t in now}
-    return [
-        n
-        for n, t in enumerate(state.tracks)
-        if t.id not in ids and t.slot not in slots and state.frame - t.frame <= gap
-    ]
 
 
 def updated_track(
