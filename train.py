@@ -107,11 +107,7 @@ def main() -> None:
 
         # Samples
         samples = training_stream(args, settings, sources, accelerator)
-        parameters = sum(p.numel() for p in model.parameters()) / 1e6
-        accelerator.print(
-            f"{parameters:.1f} M parameters, {in_words(sources)} frames, {accelerator.mixed_precision} on "
-            f"{accelerator.device}; results in {folder}"
-        )
+        accelerator.print(f"{in_words(model, sources, accelerator)}; results in {folder}")
 
         # Validation
         validate = picture = None

@@ -53,6 +53,7 @@ LOSS, UNET, STEP, TRACKS = (
 ANSWER, ENCODER, LAYERS = "model/stream/answer.py", "model/network/encoder.py", "model/network/layers.py"
 SAMPLERS, BITS, SCHEDULE = "model/diffusion/samplers.py", "model/diffusion/bits.py", "model/diffusion/schedule.py"
 ESTIMATE, PAST = "model/diffusion/estimate.py", "model/stream/history.py"
+OPERATIONS = "model/network/operations.py"
 OPTIMIZER, MUON = "training/optimizer.py", "training/muon.py"
 TRAIN_STEP, FIT = "training/step.py", "training/fit.py"
 CLIPS, SLOTS = "data/clips/clips.py", "data/clips/slots.py"
@@ -68,8 +69,8 @@ MUTANTS = [
            "labels_to_bits(*(m.flip(1).flatten(0, 1) for m in maps)"),
     Mutant("gamma-not-squared", SCHEDULE, "math.cos(angle) ** 2", "math.cos(angle)"),
     Mutant("noise-not-square-root", SCHEDULE, "(1 - g).sqrt() * noise", "(1 - g) * noise"),
-    Mutant("sampler-starts-late", SCHEDULE, "(1 - k / steps, max", "(1 - (k + 1) / (steps + 1), max"),
-    Mutant("time-difference-reversed", SCHEDULE, "/ steps - time_difference, 0.0)", "/ steps + time_difference, 0.0)"),
+    Mutant("sampler-starts-late", SAMPLERS, "(1 - k / steps, max", "(1 - (k + 1) / (steps + 1), max"),
+    Mutant("time-difference-reversed", SAMPLERS, "/ steps - time_difference, 0.0)", "/ steps + time_difference, 0.0)"),
     # Samplers
     Mutant("ddim-keeps-no-noise", SAMPLERS, "kept * x, x0, alpha=math.sqrt(g_next) - kept * math.sqrt(g)",
            "0 * x, x0, alpha=math.sqrt(g_next)"),
@@ -106,10 +107,10 @@ MUTANTS = [
     Mutant("history-left-out", UNET, "first = first + self.conv_history(", "first = first + 0 * self.conv_history("),
     Mutant("time-scale-without-one", LAYERS, "torch.addcmul(shift, self.norm2(h), 1 + scale)",
            "torch.addcmul(shift, self.norm2(h), scale)"),
-    Mutant("recompute-without-effect", LAYERS, "if recompute and module.training and torch.is_grad_enabled():", "if False:"),
-    Mutant("patch-pixels-transposed", "model/network/precision.py", "b (p q c) h w -> b (h p) (w q) c", "b (q p c) h w -> b (h p) (w q) c"),
+    Mutant("recompute-without-effect", OPERATIONS, "if recompute and module.training and torch.is_grad_enabled():", "if False:"),
+    Mutant("patch-pixels-transposed", OPERATIONS, "b (p q c) h w -> b (h p) (w q) c", "b (q p c) h w -> b (h p) (w q) c"),
     Mutant("places-mirrored", LAYERS, "+ 0.5)[:, None] / n * frequency", "+ 0.5).flip(0)[:, None] / n * frequency"),
-    Mutant("dropout-not-scaled", "model/network/dropout.py", " / (1 - rate)", ""),
+    Mutant("dropout-not-scaled", OPERATIONS, " / (1 - rate)", ""),
     # Stream
     Mutant("time-difference-ignored-in-the-stream", STEP, "sampling_times(steps, config.time_difference)", "sampling_times(steps)"),
     Mutant("later-frames-take-first-steps", STEP, "look(config.steps, None, fresh=True)", "look(config.first_steps, None, fresh=True)"),

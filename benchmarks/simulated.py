@@ -25,8 +25,7 @@ from model import PRESETS, ModelConfig, Pix2SeqD
 from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import Draws
 from model.diffusion.loss import LossConfig, training_loss
-from model.diffusion.samplers import sample
-from model.diffusion.schedule import sampling_times
+from model.diffusion.samplers import sample, sampling_times
 from model.network.precision import cast_weights, fold_norms
 from training.options import Settings, preset_settings
 

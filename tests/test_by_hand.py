@@ -17,10 +17,10 @@ from model.diffusion.bits import history_to_bits, labels_to_bits
 from model.diffusion.draws import Draws
 from model.diffusion.estimate import expected_bits
 from model.diffusion.loss import LossConfig, pixel_weights, training_loss
-from model.diffusion.samplers import ddim_step, ddpm_step, sample
-from model.diffusion.schedule import add_noise, gamma, sampling_times
-from model.network.dropout import dropped
+from model.diffusion.samplers import ddim_step, ddpm_step, sample, sampling_times
+from model.diffusion.schedule import add_noise, gamma
 from model.network.layers import ResidualBlock, coordinates
+from model.network.operations import dropped
 from model.stream.answer import candidates
 from model.stream.history import past_masks
 from training.config import TrainingConfig

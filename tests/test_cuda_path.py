@@ -17,7 +17,8 @@ from benchmarks.simulated import COPIES, Count, bytes_a_sample, cuda, fits, forw
 from model import PRESETS, Pix2SeqD
 from model.diffusion.loss import LossConfig
 from model.network.layers import Attention
-from model.network.precision import conv_from_patches, make_fast, to_patches
+from model.network.operations import conv_from_patches, to_patches
+from model.network.precision import make_fast
 from model.network.resnet import FrozenBatchNorm
 from model.stream.answer import candidates, slot_masses, to_device
 from training.machine import _cuda_peak

@@ -12,8 +12,8 @@ from model.diffusion.bits import bit_table, labels_to_bits
 from model.diffusion.draws import draw, seeded
 from model.diffusion.estimate import expected_bits
 from model.diffusion.loss import LossConfig, pixel_weights, training_loss
-from model.diffusion.samplers import SAMPLERS, ddpm_step
-from model.diffusion.schedule import add_noise, gamma, sampling_times
+from model.diffusion.samplers import SAMPLERS, ddpm_step, sampling_times
+from model.diffusion.schedule import add_noise, gamma
 from model.network.layers import COORDINATES, coordinates
 from training.step import to_device
 

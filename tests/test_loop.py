@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from model import ConfigError, Pix2SeqD, StreamConfig, StreamState, VideoPredictor
-from model.diffusion.samplers import SAMPLERS, sample
-from model.diffusion.schedule import sampling_times
-from model.network import precision
+from model.diffusion.samplers import SAMPLERS, sample, sampling_times
+from model.network import operations
 from model.network.precision import cast_weights, fold_norms
 from model.stream.cuda_graphs import MOST_GRAPHS, GraphedSampling
 
@@ -172,10 +171,10 @@ def test_weights_are_cast_where_autocast_would_and_nowhere_else():
 @pytest.mark.parametrize("fused", [False, True])
 @torch.inference_mode()
 def test_attention_is_the_same_with_and_without_pytorchs_kernel(monkeypatch, fused):
-    monkeypatch.setattr(precision, "FUSED", fused)
+    monkeypatch.setattr(operations, "FUSED", fused)
     q, k, v = (torch.randn(2, 3, n, 16) for n in (7, 5, 5))
     expected = (q @ k.transpose(-1, -2) / 4).softmax(dim=-1) @ v
-    assert torch.allclose(precision.attend(*(x.bfloat16() for x in (q, k, v))).float(), expected, atol=0.05)
+    assert torch.allclose(operations.attend(*(x.bfloat16() for x in (q, k, v))).float(), expected, atol=0.05)
 
 
 @pytest.mark.parametrize("what", ["cuda_graphs", "compile"])

@@ -11,8 +11,8 @@ from small import CONFIG, lively_model, stream_step
 from torch.nn import functional as F
 
 from model import Pix2SeqD, StreamConfig, StreamState
-from model.diffusion.samplers import sample
-from model.diffusion.schedule import gamma, sampling_times
+from model.diffusion.samplers import sample, sampling_times
+from model.diffusion.schedule import gamma
 from model.network.layers import coordinates, position_encoding
 
 pytestmark = pytest.mark.quick

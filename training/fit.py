@@ -21,13 +21,13 @@ from model.network.pix2seq_d import Pix2SeqD
 from training.config import TrainingConfig
 from training.machine import sample_loader, slices
 from training.optimizer import build_average, build_optimizer
-from training.run import Log, Picture, Run, Stop, Validate
+from training.run import Log, Picture, Run, Stop, Validate, log_entry
 from training.step import StepBatches, learning_rate, optimizer_step, set_learning_rate
 
 
 def fit(
     model: Pix2SeqD,
-    loss_config: LossConfig,
+    loss: LossConfig,
     config: TrainingConfig,
     samples: Dataset,
     folder: str | Path,
@@ -53,21 +53,19 @@ def fit(
             part.requires_grad_(False)
     model.encoder.recompute = model.denoiser.recompute = config.recompute
     model = model.to(accelerator.device, memory_format=torch.channels_last)
-    config = dataclasses.replace(config, accumulate=slices(model, loss_config, config, accelerator, resume))
+    config = dataclasses.replace(config, accumulate=slices(model, loss, config, accelerator, resume))
     if config.compile:
         model.compile()
     parallel_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     ema = build_average(model, config, accelerator.device)
-    run = Run(
-        model, parallel_model, ema, optimizer, accelerator, config, loss_config, folder, extra or {}, validate, picture
-    )  # fmt: skip
+    run = Run(model, parallel_model, ema, optimizer, accelerator, config, loss, folder, extra or {}, validate, picture)
     if resume is not None:
         run.resume(resume)
     if run.step >= config.steps:
         run.say(f"{folder} holds a run of {run.step} steps already: give more --steps to go on")
         return run.step
 
-    log = Log(folder / "log.jsonl", run.step) if accelerator.is_main_process else None
+    log = Log(folder / "log.jsonl" if accelerator.is_main_process else None, run.step)
     batches = StepBatches(config, run.step, accelerator.process_index, accelerator.num_processes)
     loader = sample_loader(samples, batches, config, accelerator)
     with Stop() as stop:
@@ -79,8 +77,7 @@ def fit(
                 run.save()
             raise
         finally:
-            if log is not None:
-                log.close()
+            log.close()
     run.end()
     accelerator.wait_for_everyone()
     if run.step < config.steps:
@@ -94,23 +91,16 @@ def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
         total=config.steps, initial=run.step, unit="step", disable=quiet or not accelerator.is_main_process,
         dynamic_ncols=True, smoothing=0.05,
     )  # fmt: skip
-    figures: dict[str, Any] = {}
-    bad = 0
-    while run.step < config.steps:
+    figures, bad, stopping = {}, 0, False
+    while run.step < config.steps and not stopping:
         begin = time.perf_counter()
         lr = learning_rate(run.step, config)
         set_learning_rate(run.optimizer, lr)
         values, stopping = optimizer_step(run, loader, batches, stop)
-        finite = all(math.isfinite(v) for v in values.values())
-        bad = 0 if finite else bad + 1
+        bad = 0 if all(math.isfinite(v) for v in values.values()) else bad + 1
 
         seconds = time.perf_counter() - begin
-        entry = {"step": run.step, **values, "lr": lr, "samples_per_s": round(config.batch_size / seconds, 2)}
-        if skipped := round(entry.pop("skipped_files", 0)):
-            entry["skipped_files"] = skipped
-        if not finite:
-            entry = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in entry.items()}
-            entry["skipped"] = True
+        entry = log_entry(run.step, values, lr, config.batch_size / seconds)
         last = run.step == config.steps
         due = last or (config.validate_every and run.step % config.validate_every == 0)
         try:
@@ -118,10 +108,8 @@ def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
                 figures = run.validated()
                 entry.update(figures)
         finally:  # a step that is saved is logged, whatever becomes of the other processes and of its validation
-            if log is not None:
-                log.write(**entry)
-            if accelerator.trackers:
-                accelerator.log({k: v for k, v in entry.items() if v is not None and k != "step"}, run.step)
+            log.write(**entry)
+            accelerator.log({k: v for k, v in entry.items() if v is not None and k != "step"}, run.step)
         shown = {k: f"{v:.3f}" for k, v in figures.items() if isinstance(v, float) and k in ("STQ", "mIoU")}
         bar.set_postfix(loss=f"{values['loss']:.3f}", samples_s=f"{config.batch_size / seconds:.1f}", **shown)
         bar.update()
@@ -133,6 +121,4 @@ def _loop(run: Run, loader, batches, log, stop, quiet) -> None:
                 f"{bad} steps in a row without a finite loss and gradient, up to step {run.step}; the weights before "
                 f"them are in {run.folder / LATEST}: try a lower --lr or --mixed_precision no"
             )
-        if stopping:
-            break
     bar.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -126,15 +127,28 @@ def any_process(flag: bool, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
+def log_entry(step: int, values: dict[str, float], lr: float, samples_per_s: float) -> dict[str, Any]:
+    """A line of the log. What is not finite, for which JSON has no number, is None, and the step is `skipped`."""
+    entry = {"step": step, **values, "lr": lr, "samples_per_s": round(samples_per_s, 2)}
+    if skipped := round(entry.pop("skipped_files", 0)):
+        entry["skipped_files"] = skipped
+    if not all(math.isfinite(v) for v in values.values()):
+        entry = {k: v if math.isfinite(v) else None for k, v in entry.items()} | {"skipped": True}
+    return entry
+
+
 class Log:
     """log.jsonl: one line a step. On resume the lines after the checkpoint's step are removed, so that no step is
     in it twice.
 
-    A line that cannot be written, as on a full disk, is written together with the next one.
+    A line that cannot be written, as on a full disk, is written together with the next one. Without a path, as in all
+    processes but the first, nothing is.
     """
 
-    def __init__(self, path: Path, step: int):
-        lines = []
+    def __init__(self, path: Path | None, step: int):
+        self.file, lines = None, []
+        if path is None:
+            return
         if path.exists():
             for line in path.read_text(errors="replace").splitlines():
                 try:
@@ -149,6 +163,8 @@ class Log:
         self.waiting = b""
 
     def write(self, **entry: Any) -> None:
+        if self.file is None:
+            return
         self.waiting += (json.dumps(entry) + "\n").encode()
         try:
             while self.waiting:
@@ -157,7 +173,8 @@ class Log:
             pass
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 class Stop:

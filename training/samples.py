@@ -15,7 +15,7 @@ from data.labels import DataError, LabelSpace
 from data.sets.check import check
 from data.sets.frames import FrameSource, count_gaps
 from data.sets.registry import DATASETS
-from model import ModelConfig
+from model import ModelConfig, Pix2SeqD
 from training.options import Settings
 
 FILL = 0.9  # of the free disk, at most: for the cache
@@ -93,15 +93,17 @@ def cached(
     return chosen
 
 
-def in_words(sources: list[FrameSource]) -> str:
-    """How many frames each data set has, and how many gaps in their numbers: a gap ends the history, and no loss shows
-    it."""
+def in_words(model: Pix2SeqD, sources: list[FrameSource], accelerator: Accelerator) -> str:
+    """How large the model is, how many frames each data set has, and how many gaps in their numbers: a gap ends the
+    history, and no loss shows it."""
     parts = []
     for source in sources:
         gaps = count_gaps(source.frames) if source.is_video else 0
         cut = f" (history cut at {gaps} gap{'s' * (gaps > 1)} in their numbers)" if gaps else ""
         parts.append(f"{len(source.frames):,} of {source.name}{cut}")
-    return " + ".join(parts)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    precision, device = accelerator.mixed_precision, accelerator.device
+    return f"{parameters:.1f} M parameters, {' + '.join(parts)} frames, {precision} on {device}"
 
 
 def _open(n: int, args: argparse.Namespace, config: ModelConfig, split: str) -> FrameSource:

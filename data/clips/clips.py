@@ -70,9 +70,8 @@ class Clips:
             else:
                 continue
             classes[t][content], ids[t][content] = maps
-        history = (slice(None, -1), *content)
 
-        drop_masks(classes[history], ids[history], c, generator)
+        drop_masks(classes[:-1], ids[:-1], c, generator)
         slot, no_slot = assign_slots(classes, ids, fmt.slots, generator, c.slot_order, is_thing)
         semantic_known = classes != VOID
         return {

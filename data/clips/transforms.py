@@ -17,11 +17,6 @@ from data.labels import DEFAULT_SPACE
 IS_THING = DEFAULT_SPACE.is_thing
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Geometry
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def content_size(frame_size: tuple[int, int], target_size: tuple[int, int], zoom: float = 1.0) -> tuple[int, int]:
     """The (height, width) that a frame takes in a crop of the target's size, at its top left; the rest is padding.
 
@@ -123,14 +118,12 @@ def view_image(image: np.ndarray, size: tuple[int, int], view: View, color: np.n
         picture = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
     if color is not None:
         mean = np.array(picture.resize((1, 1), Image.Resampling.BOX), np.float64).ravel()
-        picture = picture.convert("RGB", _with_contrast(color, mean))
+        matrix, contrast = color[:3], color[3, 0]  # contrast * (matrix rgb) + (1 - contrast) * (mean luma of that)
+        offset = np.full((3, 1), (1 - contrast) * (LUMA @ matrix @ mean))
+        picture = picture.convert("RGB", tuple(np.hstack([contrast * matrix, offset]).ravel().tolist()))
     pixels = np.asarray(picture)
     return pixels[:, ::-1] if view.flip else pixels
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Colour
-# ---------------------------------------------------------------------------------------------------------------------
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -151,10 +144,3 @@ def draw_color(augment: Augmentation, generator: np.random.Generator) -> np.ndar
     hue = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
     matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * LUMA) * brightness
     return np.vstack([matrix, np.full((1, 3), contrast)])
-
-
-def _with_contrast(color: np.ndarray, mean: np.ndarray) -> tuple[float, ...]:
-    """The 12 coefficients of rgb -> contrast * (matrix rgb) + (1 - contrast) * (mean luma of the result)."""
-    contrast = color[3, 0]
-    offset = (1 - contrast) * (LUMA @ color[:3] @ mean)
-    return tuple(np.hstack([contrast * color[:3], np.full((3, 1), offset)]).ravel().tolist())

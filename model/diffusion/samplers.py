@@ -15,6 +15,18 @@ Times = Sequence[tuple[float, float]]
 Callback = Callable[[float, Tensor, Tensor], None]
 
 
+def sampling_times(steps: int, time_difference: float = 0.0) -> list[tuple[float, float]]:
+    """The (now, next) times of a sampler: Bit Diffusion, algorithm 2, with its asymmetric time intervals.
+
+    Step k denoises at 1 - k / steps and moves the state to 1 - (k + 1) / steps - time_difference, never below 0.
+    time_difference is a fraction of the time range (the paper's `td` in steps, divided by their number).
+    Raises ValueError where steps < 1 or time_difference lies outside [0, 1].
+    """
+    if steps < 1 or not 0 <= time_difference <= 1:
+        raise ValueError(f"steps must be at least 1 and time_difference within 0..1, not {steps} and {time_difference}")
+    return [(1 - k / steps, max(1 - (k + 1) / steps - time_difference, 0.0)) for k in range(steps)]
+
+
 def ddim_step(x: Tensor, x0: Tensor, now: float, then: float, noise: Callable[[], Tensor] | None = None) -> Tensor:
     """Keep the noise that the estimate implies (DDIM, arXiv 2010.02502, equation 12 with sigma = 0):
     sqrt(g') x0 + sqrt(1 - g') eps, where eps = (x - sqrt(g) x0) / sqrt(1 - g). In one pass each over x and x0."""
@@ -51,7 +63,7 @@ def sample(
     """One frame's sampling (Pix2Seq-D, algorithm 2): the network's last output (B, codes, h, w), in its type.
 
     condition: of the image and the history; x: noise (B, bits, h, w); times: [(now, next), ...] of
-    `schedule.sampling_times`; noise() -> fresh noise like x; average_classes: the class logits are the mean of all
+    `sampling_times`; noise() -> fresh noise like x; average_classes: the class logits are the mean of all
     steps'; callback(now, x, output): called after each step. No step is spent on moving to time 0, and nothing waits
     for the device.
     """

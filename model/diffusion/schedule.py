@@ -19,15 +19,3 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Forward diffusion q(x_t | x0): x0, noise (B, C, h, w), t (B,) -> x_t (B, C, h, w)."""
     g = gamma(t)[:, None, None, None]
     return g.sqrt() * x0 + (1 - g).sqrt() * noise
-
-
-def sampling_times(steps: int, time_difference: float = 0.0) -> list[tuple[float, float]]:
-    """The (now, next) times of a sampler: Bit Diffusion, algorithm 2, with its asymmetric time intervals.
-
-    Step k denoises at 1 - k / steps and moves the state to 1 - (k + 1) / steps - time_difference, never below 0.
-    time_difference is a fraction of the time range (the paper's `td` in steps, divided by their number).
-    Raises ValueError where steps < 1 or time_difference lies outside [0, 1].
-    """
-    if steps < 1 or not 0 <= time_difference <= 1:
-        raise ValueError(f"steps must be at least 1 and time_difference within 0..1, not {steps} and {time_difference}")
-    return [(1 - k / steps, max(1 - (k + 1) / steps - time_difference, 0.0)) for k in range(steps)]

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from model.network.backbones import STRIDES, build_backbone
 from model.network.config import ModelConfig
-from model.network.dropout import dropped
-from model.network.layers import TransformerLayer, apply, conv3x3, group_norm, position_encoding, zero_init
-from model.network.precision import resized
+from model.network.layers import TransformerLayer, conv3x3, group_norm, position_encoding, zero_init
+from model.network.operations import apply, dropped, resized
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]: what the pre-trained weights expect
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -53,9 +52,8 @@ class ImageEncoder(nn.Module):
         levels at STRIDES."""
         self.map_level = max((n for n, stride in enumerate(STRIDES) if stride <= c.map_stride), default=0)
         finest, out, dim = min(1, self.map_level), c.map_channels, c.pixel_dim
-        self.lateral = nn.ModuleDict(
-            {str(n): nn.Conv2d(width, out, 1) for n, width in enumerate(channels) if n >= finest}
-        )
+        laterals = {str(n): nn.Conv2d(width, out, 1) for n, width in enumerate(channels) if n >= finest}
+        self.lateral = nn.ModuleDict(laterals)
         self.merge = nn.Sequential(conv3x3(out, out), group_norm(out), nn.SiLU())
         self.detail_stem = nn.Conv2d(channels[0], dim, 1)
         self.detail_map = nn.Conv2d(out, dim, 1)

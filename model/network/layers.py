@@ -6,10 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from model.network.dropout import dropped
-from model.network.precision import GroupNorm, attend
+from model.network.operations import GroupNorm, attend, dropped
 
 
 def group_norm(channels: int, smallest: int = 16) -> GroupNorm:
@@ -28,14 +26,6 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
     return module
-
-
-def apply(module: nn.Module, *inputs, recompute: bool):
-    """module(*inputs); with `recompute`, in training, its activations are computed again for the gradient instead of
-    kept (gradient checkpointing, arXiv 1604.06174)."""
-    if recompute and module.training and torch.is_grad_enabled():
-        return checkpoint(module, *inputs, use_reentrant=False)
-    return module(*inputs)
 
 
 def sinusoid(position: Tensor, dim: int, max_period: float) -> Tensor:

@@ -1,19 +1,17 @@
 """Number types and kernels: what makes the same network faster on a device."""
 
-import contextlib
 import ctypes
 import functools
 import os
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
+
+from model.network.operations import GroupNorm
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -85,56 +83,3 @@ def for_inference(model: nn.Module, dtype: torch.dtype | None, compile: bool) ->
     if compile:
         model.encoder.compile()  # in place
         model.denoiser.compile()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Operations of PyTorch in the form that is fast, or that keeps its type
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group norm in its input's type, on a GPU too, where autocast would make float32 of each bfloat16 map, and of what
-    follows it. The kernel sums in float32 in any case."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda":  # a CPU's autocast leaves it alone, and weights may be of another type
-            return super().forward(x)
-        with torch.autocast("cuda", enabled=False):
-            y = F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        return y.contiguous(memory_format=torch.channels_last)  # what it was, which older CUDA kernels lose
-
-
-def resized(x: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor:
-    """x (B, C, h, w) -> (B, C, *size) in its own type, of which a GPU's autocast would make float32."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    with torch.autocast("cuda", enabled=False) if x.device.type == "cuda" else contextlib.nullcontext():
-        return F.interpolate(x, tuple(size), mode=mode, align_corners=False if mode == "bilinear" else None)
-
-
-def to_patches(x: Tensor, patch: int) -> Tensor:
-    """(B, C, h p, w p) -> (B, C p p, h, w), as `pixel_unshuffle`, but channels-last stays channels-last."""
-    return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch).permute(0, 3, 1, 2)
-
-
-def conv_from_patches(x: Tensor, weight: Tensor, bias: Tensor, patch: int) -> Tensor:
-    """A 1x1 convolution, then `pixel_shuffle`: (B, D, h, w) -> (B, C, h p, w p), channels-last.
-
-    weight: (C p p, D, 1, 1), bias: (C p p,). The outputs are computed pixel by pixel of the patch, so that the shuffle
-    copies all channels of a row of the patch at once: 4 times as fast on a CPU.
-    """
-    weight, bias = (rearrange(n, "(c p) ... -> (p c) ...", p=patch**2) for n in (weight, bias))
-    x = F.conv2d(x, weight, bias)
-    return rearrange(x, "b (p q c) h w -> b (h p) (w q) c", p=patch, q=patch).permute(0, 3, 1, 2)
-
-
-FUSED = torch.cpu.get_capabilities().get("amx_bf16", False)  # attention in bfloat16 on a CPU, where its kernel uses AMX
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (B, heads, N, d). In bfloat16 inference on a CPU without AMX two plain products,
-    in half the time of PyTorch's fused kernel at some hundreds of tokens. With AMX that kernel takes half of theirs."""
-    if FUSED or q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v)
-    scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2))
-    return torch.bmm(scores.softmax(dim=-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])

@@ -23,14 +23,13 @@ from model.network.layers import (
     ResidualBlock,
     TimeEmbedding,
     TransformerLayer,
-    apply,
     conv3x3,
     group_norm,
     on_grid,
     sinusoid,
     zero_init,
 )
-from model.network.precision import resized
+from model.network.operations import apply, resized
 from model.network.unet import Condition, Grid, Modulation, TransUNet
 
 SMALLEST_GROUP = 4  # channels

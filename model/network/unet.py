@@ -20,14 +20,13 @@ from model.network.layers import (
     ResidualBlock,
     TimeEmbedding,
     TransformerLayer,
-    apply,
     conv3x3,
     coordinates,
     group_norm,
     position_encoding,
     zero_init,
 )
-from model.network.precision import conv_from_patches, resized, to_patches
+from model.network.operations import apply, conv_from_patches, resized, to_patches
 
 
 class Condition(NamedTuple):

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from model.diffusion.bits import history_to_bits
 from model.diffusion.draws import seeded
-from model.diffusion.samplers import sample
-from model.diffusion.schedule import sampling_times
+from model.diffusion.samplers import sample, sampling_times
 from model.network.config import ModelConfig
 from model.network.pix2seq_d import Pix2SeqD
 from model.stream.answer import candidates, full_size, merged, slot_masses, split, to_host
