@@ -2,12 +2,12 @@
 
     python inference.py                                                data/input -> data/output
     python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
-    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, until Ctrl-C
+    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, until Ctrl-C, in one go
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
-Input: a folder of images or of such folders (one video each), video files, animated images. Images
-named <sequence>_<frame>_leftImg8bit.png are grouped by sequence. Output, at the frames' size:
+Input: a folder of images (several videos where their names say so) or of such folders, video files,
+animated images. Images named <sequence>_<frame>_leftImg8bit.png are grouped by sequence. Output, at the frames' size:
 <sequence>_<frame>_panoptic.png or <stem>_panoptic.png (R = class, 255 = void; G * 256 + B = id),
 tracks.jsonl with one line a frame, and <sequence>_overlay.mp4. Run it again to continue.
 """
@@ -157,7 +157,8 @@ def write_all(
         try:
             predict(predictor, jobs, args.batch_videos)
         except KeyboardInterrupt:
-            cli.fail("interrupted; the same command goes on from here", status=130)
+            streams = any(is_stream(sequence.video) for sequence in sequences)
+            cli.fail("interrupted" + "; the same command goes on from here" * (not streams), status=130)
         finally:  # lists what was predicted before an error or Ctrl-C, too
             if processes.num_processes == 1:
                 merge_tracks(args.output_folder, [s.name for s in sequences])

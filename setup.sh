@@ -36,11 +36,12 @@ environment() {
     local python
     python=$(find_python)
     say "Making the environment in .venv with $("$python" --version) ..."
-    [ -x .venv/bin/python ] || "$python" -m venv .venv || die "could not make .venv; on Debian: apt install python3-venv"
+    # A half-made one, as where Debian's python3-venv was missing, has Python and no pip
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv || die "could not make .venv; on Debian: apt install python3-venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
     # torch and torchvision come as a pair; the build for this machine where its index answers, else the registry's.
     if ! torch_pair --torch-backend="${TORCH_BACKEND:-$(backend)}" 2>.venv/torch.log; then
-        say "PyTorch's own index does not answer; taking the plain registry's build."
+        say "PyTorch's own index does not give one (.venv/torch.log says why); taking the plain registry's build."
         torch_pair
     fi
     .venv/bin/uv pip install --compile-bytecode --quiet --python .venv/bin/python --requirement pyproject.toml --extra dev
@@ -90,7 +91,7 @@ cityscapes() {
 case "${1:-}" in
     "") environment ;;
     demo) environment; demo ;;
-    test) environment; shift; exec .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile "$@" ;;
+    test) environment; shift; exec .venv/bin/python -m pytest -n "$(getconf _NPROCESSORS_ONLN)" --dist loadfile "$@" ;;
     cityscapes) environment; cityscapes ;;
     *) die "unknown command $1; one of: demo, test, cityscapes, or none" ;;
 esac

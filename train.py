@@ -81,7 +81,7 @@ RECIPE = {
     "saturation":          (0.2,         0.2,         0.0),
     "hue":                 (0.02,        0.02,        0.0),          # share of the colour circle
     "focus":               (0.5,         0.5,         0.0),          # share of crops around a thing
-    "paste":               (0.5,         0.5,         0.0),          # share of still clips
+    "paste":               (0.5,         0.5,         0.0),          # share of stills and moved clips
 }  # fmt: skip
 
 

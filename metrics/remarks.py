@@ -21,6 +21,8 @@ def why_not(result: dict[str, Any], lengths: Mapping[str, int], has_tracks: bool
         stq |= {"STQ": None, "AQ": None, "per_class": dict.fromkeys(stq["per_class"])}
         for scores in (*vpq.values(), *stq["per_sequence"].values()):
             scores |= {name: None for name in scores if name != "SQ"}
+    elif stq["AQ"] is None and max(lengths.values()) < 2:
+        remarks.append("STQ, AQ: -, as no sequence has two frames")
     elif stq["AQ"] is None:
         remarks.append("STQ, AQ: -, as no thing of the ground truth has an id: there are no tracks")
     if lengths and max(lengths.values()) < 4:

@@ -133,9 +133,11 @@ def saved_numbers(folder: str | Path) -> list[int]:
 def newest(folder: str | Path, report=print) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint with the highest stored step from which training can go on, or None where there is none.
 
-    A damaged one is named through `report` and passed over. Files that hold weights only do not count.
+    A damaged one is named through `report` and passed over; where no other is left, CheckpointError is raised, so that
+    a training is not started over. Files that hold weights only do not count.
     """
     best: tuple[int, Path, dict[str, Any]] | None = None
+    refused: list[CheckpointError] = []
     for name in (LATEST, *(f"model-{n}.pt" for n in reversed(saved_numbers(folder)))):
         path = Path(folder) / name
         if not path.is_file():
@@ -143,13 +145,17 @@ def newest(folder: str | Path, report=print) -> tuple[Path, dict[str, Any]] | No
         try:
             checkpoint = load(path)
         except CheckpointError as error:
-            report(f"{error}; going on with the one before")
+            refused.append(error)
             continue
         if training := checkpoint.get("training"):
             if best is None or training["step"] > best[0]:
                 best = training["step"], path, checkpoint
             if best[1].name == LATEST and name != LATEST:
                 break  # the usual case: latest is whole, and no older than the highest number
+    if refused and best is None:
+        raise CheckpointError(f"{refused[0]}; no other is left: move it away, or name another --results_folder")
+    for error in refused:
+        report(f"{error}; going on with {best[1].name}")
     return best and best[1:]
 
 

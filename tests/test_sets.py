@@ -1,5 +1,6 @@
 """Data sets as people have them: each trains, and its truth evaluated against itself is 100."""
 
+import contextlib
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from data.io.label_files import find_labels, read_labels
 from data.labels import CAR, PERSON, VOID, DataError
 from data.sets import check
 from data.sets.coco_panoptic import CocoPanoptic, read_json
+from data.sets.frames import source_key
 from data.sets.kitti_step import KittiStep
 from data.sets.mots import Mots
 
@@ -208,6 +210,51 @@ def test_our_own_export_keeps_its_tracks(tmp_path, capfd):
     assert result.status == 0 and json.loads((tmp_path / "figures.json").read_text())["stq"]["STQ"] == 1.0
 
 
+def test_tracks_that_each_class_counts_from_0_are_tracks(tmp_path):
+    """A person 0 and a car 0 in each frame, which is no crowd."""
+    coco(tmp_path)
+    path = tmp_path / "annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        for category in (100 + PERSON, 100 + CAR):
+            named = (s for s in entry["segments_info"] if s["category_id"] == category and not s["iscrowd"])
+            for number, segment in enumerate(named):
+                segment["track_id"] = number
+    path.write_text(json.dumps(content))
+    source = CocoPanoptic(tmp_path, "val")
+    semantic, instance = source.read_labels(0)
+    assert source.is_video and all(1 in instance[semantic == label] for label in (PERSON, CAR))
+
+
+def test_images_of_one_name_are_those_of_the_split_or_refused(tmp_path):
+    coco(tmp_path)
+    write_image(tmp_path / "val2017/0000/000000.png", np.zeros((32, 64, 3), np.uint8))
+    write_image(tmp_path / "test2017/0000/000000.jpg", np.zeros((32, 64, 3), np.uint8))
+    (image, *_) = (frame.image for frame in CocoPanoptic(tmp_path).frames)
+    assert image == tmp_path / "train2017/0000/000000.jpg"
+    write_image(tmp_path / "more/train/0000/000000.jpg", np.zeros((32, 64, 3), np.uint8))
+    with pytest.raises(DataError, match="could both be the image of"):
+        CocoPanoptic(tmp_path)
+
+
+def test_an_edited_json_is_another_data_set_for_the_cache(tmp_path):
+    coco(tmp_path)
+    before = source_key(CocoPanoptic(tmp_path))
+    path = tmp_path / "annotations/panoptic_train2017.json"
+    path.write_text(path.read_text() + " ")
+    assert source_key(CocoPanoptic(tmp_path)) != before
+
+
+def test_kittis_left_camera_is_the_one_with_labels(tmp_path):
+    mots(tmp_path)
+    shutil.copytree(tmp_path / "training/image_02", tmp_path / "training/image_03")
+    assert all("image_02" in frame.image.parts for frame in Mots(tmp_path).frames)
+    shutil.rmtree(tmp_path / "training/image_02")
+    shutil.copytree(tmp_path / "training/image_03", tmp_path / "training/depth")
+    with pytest.raises(DataError, match="are both frame 0 of"):
+        Mots(tmp_path)
+
+
 # --- pairs and damaged labels -----------------------------------------------------------------------------------------
 
 
@@ -316,6 +363,21 @@ def test_what_is_sound_is_looked_at_once(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes() + b"\0")
     check.check(KittiStep(tmp_path))
     assert len(looks) == 2
+
+
+def test_a_bad_first_label_is_skipped_with_a_cache_too(tmp_path, capfd):
+    kitti_official(tmp_path / "root")
+    (tmp_path / "root/panoptic_maps/train/0000/000000.png").write_bytes(b"")
+    assert train(capfd, tmp_path, "--skip_bad_files", "--cache", tmp_path / "frames").status == 0
+
+
+def test_classes_that_were_mended_are_looked_at_anew(tmp_path):
+    kitti_official(tmp_path)
+    for ids, refused in (([77], True), ([CAR], False)):
+        own = {"name": "car", "ids": ids, "thing": True, "track": True, "color": [1, 2, 3]}
+        (tmp_path / "classes.json").write_text(json.dumps({"classes": [own]}))
+        with pytest.raises(DataError, match="no known pixel") if refused else contextlib.nullcontext():
+            check.check(KittiStep(tmp_path), quiet=True)
 
 
 def test_frames_without_a_known_pixel(tmp_path, capfd):

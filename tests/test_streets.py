@@ -228,6 +228,13 @@ def test_the_cache_is_used_and_damage_is_repaired(tmp_path):
     assert other.folder != reader.folder
 
 
+def test_a_disk_without_room_is_told_before_anything_is_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 1000}))
+    with pytest.raises(DataError, match=r"Streets takes 0\.\d GB, and .* has 0\.0 GB free"):
+        Streets(tmp_path, "val", videos=1, frames=2, image_size=SMALL, workers=1)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
 def test_several_processes_render_the_same(tmp_path):
     one = Streets(tmp_path / "a", "val", videos=3, frames=2, image_size=SMALL, workers=1)
     two = Streets(tmp_path / "b", "val", videos=3, frames=2, image_size=SMALL, workers=2)

@@ -35,7 +35,7 @@ class TrainingConfig:
     milestone: Annotated[int, "every n-th checkpoint is kept whatever --keep says; 0: none"] = 10
     validate_every: Annotated[int, "steps between validations on held-out clips; 0: never"] = 1000
     seed: Annotated[int, "of weights, data order, augmentation and noise"] = 42
-    num_workers: Annotated[int | str, "loader processes, or auto: by the cores"] = "auto"
+    num_workers: Annotated[int | str, "loader processes, or auto: 2, with a GPU by the cores"] = "auto"
     compile: Annotated[bool, "compile the network with torch.compile, on a GPU"] = False
     recompute: Annotated[bool, "gradient checkpointing: less memory, a third more to compute"] = False
     deterministic: Annotated[bool, "on a GPU, too, resume to the bit; slower"] = False

@@ -37,10 +37,12 @@ class Cached:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def missing_bytes(self) -> int:
-        """About how many bytes the missing frames will take, if all are as large as the first. Raises DataError if that
-        cannot be read."""
+        """About how many bytes the missing frames will take, if all are as large as the first that can be read."""
         missing = sum(not self._path(i).exists() for i in range(len(self.frames)))
-        return missing * 6 * math.prod(self._size(self.source.read_labels(0)[0].shape))
+        for i in range(len(self.frames) if missing else 0):
+            with contextlib.suppress(DataError):
+                return missing * 6 * math.prod(self._size(self.source.read_labels(i)[0].shape))
+        return 0
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, semantic, instance = self._stored(i, "image", "semantic", "instance")
@@ -68,12 +70,11 @@ class Cached:
         return height, width
 
     def _make(self, i: int) -> dict[str, np.ndarray]:
-        """Store a frame: image uint8 (h, w, 3), semantic uint8 and instance uint16 (h, w)."""
+        """Store a frame: image uint8 (h, w, 3), semantic uint8 and instance uint16, if its ids fit, (h, w)."""
         image, semantic, instance = self.source.read(i)
-        if instance.max(initial=0) > MAX_ID:
-            raise DataError(f"frame {self.frames[i]} holds the id {instance.max()}, ids are 0..{MAX_ID}")
         size = self._size(semantic.shape)
-        semantic, instance = (nearest(labels, size) for labels in (semantic, instance.astype(np.uint16)))
+        instance = instance.astype(np.uint16 if instance.max(initial=0) <= MAX_ID else np.int32)
+        semantic, instance = (nearest(labels, size) for labels in (semantic, instance))
         made = {"image": view_image(image, size, View()), "semantic": semantic, "instance": instance}
         made = {name: np.array(plane, order="C") for name, plane in made.items()}  # of any other, scrambled files
         with contextlib.suppress(OSError, SafetensorError), whole(self._path(i), shared=True) as temporary:

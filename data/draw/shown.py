@@ -1,6 +1,6 @@
 """Read an inference from its folder: its frames with predictions and truth, and the lives of its tracks.
 
-Only for viewing (visualize.ipynb); inference itself writes through data/videos/output.py.
+Only for viewing (visualize.ipynb, the viewer); inference itself writes through data/videos/output.py.
 """
 
 import contextlib

@@ -15,11 +15,13 @@ ID_STEP = MAX_ID + 1  # segment id of a thing: labelId * ID_STEP + instance id; 
 
 
 def export_kitti_step(files: Iterable[LabelFile], folder: Path) -> None:
-    """`<sequence>/<frame>.png`: R = class, G = id // 256, B = id % 256. Raises DataError for other names."""
+    """`<sequence>/<frame>.png`, a sequence of four digits: R = class, G = id // 256, B = id % 256. Raises DataError for
+    other names."""
     for file in files:
         if file.video is None:
             raise DataError(f"{file.path} is not named <sequence>_<frame>_panoptic.png, as KITTI-STEP frames are")
         sequence, frame = file.video[0], file.name.rsplit("_", 1)[-1]
+        sequence = f"{int(sequence):04d}" if sequence.isdecimal() else sequence
         write_panoptic(folder / sequence / f"{frame}.png", *read_labels(file))
 
 

@@ -28,12 +28,12 @@ def check(source: FrameSource, skip_bad_files: bool = False, quiet: bool = False
     """
     if any(frame.image is None for frame in source.frames) or int(os.environ.get("RANK", 0)):
         return  # no files; or not the first of several processes
-    path = REMEMBERED / f"checked-{source.name}-{source_key(source)}.json"
+    path = REMEMBERED / f"checked-{source.name}-{source_key(source, source.space)}.json"
     try:
         faults, unknown = json.loads(path.read_text())
     except (OSError, ValueError):
         faults, unknown = _look(source, quiet)
-        if not faults:
+        if not faults and len(unknown) < len(source.frames):
             with contextlib.suppress(OSError), whole(path, shared=True) as temporary:  # else it is checked again
                 temporary.write_text(json.dumps([faults, unknown]))
     if faults and not skip_bad_files:

@@ -41,6 +41,7 @@ class CocoFrame:
     segments: tuple[Segment, ...]
     image: str = ""  # file name of its image
     has_tracks: bool = False
+    names_tracks: bool = False  # by a track_id or instance_id
 
 
 class CocoPanoptic(FileSource):
@@ -55,25 +56,30 @@ class CocoPanoptic(FileSource):
             raise DataError(f"the folder {self.root} is missing: COCO panoptic is a panoptic_<split>.json and its PNGs")
         files = list(walk(self.root))
         self.take_label_space(self.root, tracks=False)
-        jsons = panoptic_jsons(files, split)
+        self.files = jsons = panoptic_jsons(files, split)
         frames = [frame for path in jsons for frame in read_json(path, self.own_space) or ()]
         if not frames:
             raise DataError(f"{self.root} holds no panoptic_{split}*.json with annotations")
         self.is_video = all(frame.has_tracks for frame in frames)
         pngs = {frame.png for frame in frames}
-        images: dict[str, Path] = {}
+        images: dict[str, list[Path]] = {}
         for path in files:
             if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path not in pngs:
                 relative = path.relative_to(self.root).parts
-                images |= {"/".join(relative[-n:]): path for n in range(1, min(3, len(relative)) + 1)}
+                for n in range(1, min(3, len(relative)) + 1):
+                    images.setdefault("/".join(relative[-n:]), []).append(path)
         self.of_label = {frame.png: frame for frame in frames}
         self.frames = ordered(self._ref(frame, images, n) for n, frame in enumerate(frames))
 
-    def _ref(self, frame: CocoFrame, images: dict[str, Path], place: int) -> FrameRef:
+    def _ref(self, frame: CocoFrame, images: dict[str, list[Path]], place: int) -> FrameRef:
         parts = Path(frame.image).parts
-        image = next((images[k] for n in (3, 2, 1) if (k := "/".join(parts[-n:])) in images), None)
+        found = next((images[k] for n in (3, 2, 1) if (k := "/".join(parts[-n:])) in images), [])
+        of_split = [p for p in found if self.split in re.split(r"[_\W\d]+", str(p.relative_to(self.root).parent))]
+        image, *others = of_split or found or [None]
         if image is None:
             raise DataError(f"the image {frame.image} of {frame.png} is nowhere beneath {self.root}")
+        if others:
+            raise DataError(f"{image} and {others[0]} could both be the image of {frame.png}: take one away")
         video = video_of(frame.name)
         return (
             FrameRef(*video, image, frame.png)
@@ -124,20 +130,23 @@ def read_json(path: Path, own: LabelSpace | None = None) -> list[CocoFrame] | No
 def _frame(
     entry: dict[str, Any], image: dict[str, Any], categories: dict[int, str], folder: Path, own: LabelSpace | None
 ) -> CocoFrame:
-    segments = []
+    segments, names_tracks = [], False
     for s in entry["segments_info"]:
         number, category = int(s["id"]), int(s["category_id"])
         track = s.get("track_id", s.get("instance_id"))
-        if track is None:
+        names_tracks |= track is not None
+        if track is not None:
+            track = int(track) + 1  # they may count from 0
+        else:
             track = number % ID_STEP if number // ID_STEP == category else number
-        segments.append(Segment(number, _class_of(category, categories, own), bool(s.get("iscrowd", 0)), int(track)))
+        segments.append(Segment(number, _class_of(category, categories, own), bool(s.get("iscrowd", 0)), track))
     name, file = str(entry["image_id"]), str(image.get("file_name", entry["file_name"]))
     if "video_id" in image and "frame_id" in image:
         name = f"{image['video_id']}_{int(image['frame_id'])}"
     elif name.isdecimal():  # COCO's image number says less than the file name
         stem = Path(file).stem.removesuffix("_leftImg8bit")
         name = f"{Path(file).parent.name}_{stem}" if stem.isdecimal() and Path(file).parent.name else stem
-    return CocoFrame(name, folder / entry["file_name"], tuple(segments), file)
+    return CocoFrame(name, folder / entry["file_name"], tuple(segments), file, names_tracks=names_tracks)
 
 
 def _class_of(category: int, categories: dict[int, str], own: LabelSpace | None) -> int:
@@ -152,7 +161,10 @@ def _class_of(category: int, categories: dict[int, str], own: LabelSpace | None)
 
 
 def _hold_tracks(frames: list[CocoFrame], things: tuple[int, ...]) -> bool:
-    """Whether things keep their ids from frame to frame: each id of a video has one class, and some ids recur."""
+    """Whether things keep their ids from frame to frame: the JSON names tracks, or each id of a video has one class and
+    some ids recur."""
+    if any(frame.names_tracks for frame in frames):
+        return all(video_of(frame.name) for frame in frames)
     classes: dict[tuple[str, int], int] = {}
     again = False
     for frame in frames:

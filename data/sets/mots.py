@@ -47,7 +47,12 @@ class Mots(FileSource):
             if match := re.fullmatch(r"(.+)_(\d+)", frame_name(path.stem, path, self.root)):
                 key = match[1], int(match[2])
                 if self._in_split(parts, match[1]):
-                    (labels if labelled else images)[key] = path
+                    known = labels if labelled else images
+                    first = known.setdefault(key, path)
+                    if "image_02" in parts:  # KITTI's left camera, whose pictures are labelled
+                        known[key] = path
+                    elif first != path and "image_02" not in first.parts:
+                        raise DataError(f"{first} and {path} are both frame {key[1]} of {key[0]}: take one away")
         if not labels:
             raise DataError(f"{self.root} holds no instances/<sequence>/<frame>.png of the split {split!r}")
         for sequence, number in sorted(labels.keys() - images.keys())[:1]:

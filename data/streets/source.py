@@ -7,7 +7,9 @@ A video is a function of (split, seed): videos of one split are never those of a
 """
 
 import hashlib
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from data.io.files import whole
@@ -101,11 +104,11 @@ def tracked_only(semantic: np.ndarray, instance: np.ndarray) -> np.ndarray:
 
 
 class Streets:
-    """Videos 0..videos-1 of a split as a frame source (see data.frames.FrameSource).
+    """Videos 0..videos-1 of a split as a frame source (see data.sets.frames.FrameSource).
 
     Each video is rendered once, into three .npy files under `root` / <key of version, size and length> / <split>, by
     `workers` processes; files that are missing or have a wrong size are rendered anew, at the latest when they are
-    read. Several processes may build the same cache at once. Raises DataError for wrong values.
+    read. Of several processes one renders. Raises DataError for wrong values, and where the disk has no room.
     """
 
     name = "streets"
@@ -131,9 +134,21 @@ class Streets:
         key = hashlib.sha256(repr((VERSION, sorted(asdict(self.config).items()))).encode()).hexdigest()[:12]
         self.folder = Path(root or ROOT) / key / split
         self.frames = [FrameRef(f"{split}{seed:06d}", n) for seed in range(videos) for n in range(frames)]
-        missing = [seed for seed in range(videos) if not all(_complete(*file) for file in self._files(seed))]
-        jobs = [(self.folder, self.config, seed, split) for seed in missing]
-        for _ in _in_processes(_cache_video, jobs, workers, f"Streets {split}, rendered once into {self.folder}"):
+        if self._missing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.parents[1] / ".lock"):  # of several processes one renders
+                self._render(self._missing(), workers)
+
+    def _missing(self) -> list[int]:
+        return [seed for seed in range(self.videos) if not all(_complete(*file) for file in self._files(seed))]
+
+    def _render(self, missing: list[int], workers: int | None) -> None:
+        needed = len(missing) * self.config.frames * math.prod(self.config.image_size) * 6  # bytes a pixel
+        if needed > (free := shutil.disk_usage(self.folder).free):
+            raise DataError(f"Streets takes {needed / 1e9:.1f} GB, and {self.folder} has {free / 1e9:.1f} GB free")
+        jobs = [(self.folder, self.config, seed, self.split) for seed in missing]
+        title = f"Streets {self.split}, rendered once into {self.folder} ({needed / 1e9:.1f} GB)"
+        for _ in _in_processes(_cache_video, jobs, workers, title):
             pass
 
     def _files(self, seed: int) -> list[tuple[Path, tuple[int, ...], type]]:
@@ -193,7 +208,8 @@ def _in_processes(function, jobs: list, workers: int | None, title: str) -> Iter
     """function(job) for each job, in order, with a progress bar; in this process where there is little to do."""
     if not jobs:
         return
-    workers = min(workers if workers is not None else os.cpu_count() or 1, len(jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers if workers is not None else cores, len(jobs))
     bar = {"total": len(jobs), "desc": title, "unit": "video", "leave": False, "disable": len(jobs) < 3 or None}
     if workers <= 1 or len(jobs) < 3:
         yield from tqdm(map(function, jobs), **bar)

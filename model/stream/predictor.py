@@ -147,8 +147,7 @@ class VideoPredictor(HubMixin):
         to the autocast type once. `cuda_graphs` runs the sampling loop as CUDA graphs; `compile` compiles the network,
         which has not been tried on a GPU yet.
 
-        Raises ConfigError for these two elsewhere than on a CUDA device: on a CPU compiling does not pay
-        (benchmarks/speed.md).
+        Raises ConfigError for these two elsewhere than on a CUDA device.
         """
         for name, wanted in (("cuda_graphs", cuda_graphs), ("compile", compile)):
             if wanted and self.device.type != "cuda":

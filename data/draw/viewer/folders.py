@@ -110,8 +110,8 @@ def _frames(inference: Inference) -> Iterator[Frame]:
     """All frames of all videos, in order; with grey pictures if the input is not found."""
     found = False
     for sequence in videos_of(inference):
-        fps = sequence.rate_and_length()[0]
         try:
+            fps = sequence.rate_and_length()[0]
             for frame, image in sequence.read():
                 if not isinstance(image, DataError) and (inference.output / frame.output).is_file():
                     found = True
