@@ -2,7 +2,7 @@
 
     python inference.py                                                data/input -> data/output
     python inference.py --input_folder my_video.mp4                    a video file, or films/*.mp4
-    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, until Ctrl-C, in one go
+    python inference.py --input_folder rtsp://HOST/STREAM --live       a stream, until Ctrl-C; it cannot be continued
     python inference.py --input_folder IMAGES --independent_frames     images that are no video
     torchrun --nproc_per_node 8 inference.py                           several GPUs share the videos
 
@@ -105,7 +105,9 @@ def main() -> int:
     check_masks(sequences, args.output_folder, args.use_frames_before, args.restart)
     on_cpu = args.device == "cpu" or not torch.cuda.is_available()
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # who is done waits for the longest video
-    if (streams := sum(is_stream(s.video) for s in sequences)) > args.batch_videos * processes.num_processes:
+    if 0 < (streams := sum(is_stream(s.video) for s in sequences)) < len(sequences):
+        raise cli.UsageError("a stream has no end and cannot be continued: give films and folders by another command")
+    if streams > args.batch_videos * processes.num_processes:
         raise cli.UsageError(f"{streams} streams, which have no end, need --batch_videos {streams}")
     usual = (TRAINED, SHIPPED, Path(__file__).parent / SHIPPED)  # the last is found from any folder
     if args.checkpoint is None and processes.is_main_process and not args.quiet:
@@ -121,7 +123,7 @@ def main() -> int:
     if left_out and processes.is_main_process and not args.quiet:
         print(f"left out: {in_words(left_out)}")
     if failures and processes.is_main_process:
-        print(f"inference.py: frames that could not be read and have no prediction: {len(failures)}", file=sys.stderr)
+        print(f"inference.py: frames without a prediction: {len(failures)}", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
     processes.wait_for_everyone()  # the first to end with status 1 ends all
     processes.destroy_process_group()
@@ -157,8 +159,7 @@ def write_all(
         try:
             predict(predictor, jobs, args.batch_videos)
         except KeyboardInterrupt:
-            streams = any(is_stream(sequence.video) for sequence in sequences)
-            cli.fail("interrupted" + "; the same command goes on from here" * (not streams), status=130)
+            cli.fail("interrupted; the same command goes on from here", status=130)
         finally:  # lists what was predicted before an error or Ctrl-C, too
             if processes.num_processes == 1:
                 merge_tracks(args.output_folder, [s.name for s in sequences])
@@ -344,8 +345,8 @@ def predict_next(predictor: VideoPredictor, running: list[Job]) -> None:
                 running.remove(job)
                 job.done += 1  # tried
                 job.failures.append(
-                    f"{job.sequence.name}: frame {coming.frame.number} would need more than {MAX_ID:,} ids; cut the "
-                    "video in two"
+                    f"{job.sequence.name} ends before frame {coming.frame.number}, which would need more than "
+                    f"{MAX_ID:,} ids: give the rest as a video of its own"
                 )
                 continue
             job.finish_frame(coming.frame, coming.image, (answer.semantic, answer.track))

@@ -1,4 +1,4 @@
-"""What configurations refuse."""
+"""What configurations refuse, and how they are read from a file."""
 
 import dataclasses
 import math

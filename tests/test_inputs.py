@@ -481,6 +481,8 @@ def test_a_stream_by_its_address_until_it_is_interrupted(weights, tmp_path, capf
     assert again.status == 2 and "holds an earlier recording of dev_video7" in again.message
     assert len(masks(tmp_path / "live")) == 3 and (tmp_path / "live/dev_video7_overlay.mp4").exists()
     assert infer(capfd, weights, "/dev/video7", tmp_path / "live", "--restart").status == 0
+    mixed = infer(capfd, weights, "/dev/video7", tmp_path / "mixed", "--input_folder", "/dev/video7", tmp_path)
+    assert mixed.status == 2 and "give films and folders by another command" in mixed.message
     assert infer(capfd, weights, tmp_path, tmp_path / "file").status == 130  # of a file it is an interruption
 
 

@@ -229,7 +229,8 @@ def test_tracks_that_each_class_counts_from_0_are_tracks(tmp_path):
 def test_images_of_one_name_are_those_of_the_split_or_refused(tmp_path):
     coco(tmp_path)
     write_image(tmp_path / "val2017/0000/000000.png", np.zeros((32, 64, 3), np.uint8))
-    write_image(tmp_path / "test2017/0000/000000.jpg", np.zeros((32, 64, 3), np.uint8))
+    for folder in ("test2017", "annotations/semantic"):
+        write_image(tmp_path / folder / "0000/000000.jpg", np.zeros((32, 64, 3), np.uint8))
     (image, *_) = (frame.image for frame in CocoPanoptic(tmp_path).frames)
     assert image == tmp_path / "train2017/0000/000000.jpg"
     write_image(tmp_path / "more/train/0000/000000.jpg", np.zeros((32, 64, 3), np.uint8))
@@ -247,11 +248,11 @@ def test_an_edited_json_is_another_data_set_for_the_cache(tmp_path):
 
 def test_kittis_left_camera_is_the_one_with_labels(tmp_path):
     mots(tmp_path)
-    shutil.copytree(tmp_path / "training/image_02", tmp_path / "training/image_03")
+    for name in ("depth", "image_03"):
+        shutil.copytree(tmp_path / "training/image_02", tmp_path / "training" / name)
     assert all("image_02" in frame.image.parts for frame in Mots(tmp_path).frames)
     shutil.rmtree(tmp_path / "training/image_02")
-    shutil.copytree(tmp_path / "training/image_03", tmp_path / "training/depth")
-    with pytest.raises(DataError, match="are both frame 0 of"):
+    with pytest.raises(DataError, match="are both of one frame"):
         Mots(tmp_path)
 
 

@@ -377,13 +377,14 @@ def test_films_have_their_own_speed_and_a_bad_one_costs_no_page(tmp_path, capsys
     assert "b.mp4 cannot be decoded" in capsys.readouterr().out
 
 
-def test_a_camera_is_not_looked_through_again(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("address", ["/dev/video7", "rtsp://host/video7"])
+def test_a_camera_is_not_looked_through_again(tmp_path, monkeypatch, capsys, address):
     monkeypatch.setattr("data.videos.sequences.read_video", lambda _: pytest.fail("the camera was opened"))
     write_panoptic(tmp_path / "dev_video7_000000_panoptic.png", *next(street(1))[1:])
     (tmp_path / ".inference").mkdir()
-    (tmp_path / ".inference/run.json").write_text('{"input_folder": "/dev/video7"}')
+    (tmp_path / ".inference/run.json").write_text(json.dumps({"input_folder": address}))
     (page,) = write_pages(tmp_path)
-    assert page.name == "dev_video7_view.html" and "their pictures are grey" in capsys.readouterr().out
+    assert page.name == "dev_video7_view.html" and f"are not in {address}; their pictures" in capsys.readouterr().out
 
 
 def call(capfd, *arguments) -> Result:

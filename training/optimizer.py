@@ -1,4 +1,4 @@
-"""The optimizer of a model, AdamW, as published, or Muon on matrices and kernels, and the average of its weights."""
+"""The optimizer of a model: AdamW, as published, or Muon on matrices and kernels. And the average of its weights."""
 
 import torch
 from ema_pytorch import EMA

@@ -142,7 +142,7 @@ class Log:
     in it twice.
 
     A line that cannot be written, as on a full disk, is written together with the next one. Without a path, as in all
-    processes but the first, nothing is.
+    processes but the first, nothing is written.
     """
 
     def __init__(self, path: Path | None, step: int):

@@ -42,7 +42,7 @@ class Inference:
     """The paths of an inference: its predictions, its frames, and its checkpoint if known."""
 
     output: Path
-    inputs: Path
+    inputs: Path | str  # an address where it was a stream
     checkpoint: Path | None = None
 
 
@@ -103,7 +103,8 @@ def last_inference(output: str | Path | None = None, inputs: str | Path | None =
             run = json.loads((folder / RUN).read_text())
         except (OSError, ValueError):
             run = {}
-        found = Path(inputs or run.get("input_folder") or usual)
+        found = inputs or run.get("input_folder") or usual
+        found = found if is_stream(found) else Path(found)
         return Inference(folder, found, Path(run["checkpoint"]) if run.get("checkpoint") else None)
     if output is not None:
         raise DataError(f"{output} holds no predictions (*_panoptic.png): name the output folder of inference.py")
@@ -163,7 +164,9 @@ def videos_of(inference: Inference) -> list[Video]:
     """The videos that an inference was given; none where they are gone, and of a stream, which has gone on."""
     try:
         return [] if is_stream(inference.inputs) else find_sequences(inference.inputs)
-    except DataError:
+    except DataError as error:
+        if Path(inference.inputs).exists():
+            print(error)
         return []
 
 

@@ -24,6 +24,8 @@ from data.sets.frames import FileSource, FrameRef, ordered
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "COCO"
 ID_STEP = MAX_ID + 1  # in our own exports the id of a thing is labelId * ID_STEP + track
 _CLASS = {name: number for number, name in enumerate(CLASS_NAMES)}
+CITYSCAPES = "_gtFine_panoptic.png"  # its own panoptic PNGs: single images
+NOT_IMAGES = {"annotations", "labels", "masks", "panoptic", "semantic"}  # folders
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class CocoFrame:
     segments: tuple[Segment, ...]
     image: str = ""  # file name of its image
     has_tracks: bool = False
-    names_tracks: bool = False  # by a track_id or instance_id
+    names_tracks: bool = False  # by a track_id; an instance_id may hold for one frame
 
 
 class CocoPanoptic(FileSource):
@@ -56,15 +58,18 @@ class CocoPanoptic(FileSource):
             raise DataError(f"the folder {self.root} is missing: COCO panoptic is a panoptic_<split>.json and its PNGs")
         files = list(walk(self.root))
         self.take_label_space(self.root, tracks=False)
-        self.files = jsons = panoptic_jsons(files, split)
+        self.label_indexes = jsons = panoptic_jsons(files, split)
         frames = [frame for path in jsons for frame in read_json(path, self.own_space) or ()]
         if not frames:
             raise DataError(f"{self.root} holds no panoptic_{split}*.json with annotations")
         self.is_video = all(frame.has_tracks for frame in frames)
         pngs = {frame.png for frame in frames}
+        # The PNGs of any split
+        maps = {path.with_suffix("") for path in files if path.suffix == ".json" and "panoptic" in path.name.lower()}
         images: dict[str, list[Path]] = {}
         for path in files:
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path not in pngs:
+            is_image = path.suffix.lower() in (".jpg", ".jpeg", ".png") and path not in pngs
+            if is_image and not maps & set(path.parents):
                 relative = path.relative_to(self.root).parts
                 for n in range(1, min(3, len(relative)) + 1):
                     images.setdefault("/".join(relative[-n:]), []).append(path)
@@ -74,7 +79,9 @@ class CocoPanoptic(FileSource):
     def _ref(self, frame: CocoFrame, images: dict[str, list[Path]], place: int) -> FrameRef:
         parts = Path(frame.image).parts
         found = next((images[k] for n in (3, 2, 1) if (k := "/".join(parts[-n:])) in images), [])
-        of_split = [p for p in found if self.split in re.split(r"[_\W\d]+", str(p.relative_to(self.root).parent))]
+        inside = {p: p.relative_to(self.root).parent for p in found}
+        found = [p for p in found if not NOT_IMAGES & {part.lower() for part in inside[p].parts}] or found
+        of_split = [p for p in found if self.split in re.split(r"[_\W\d]+", str(inside[p]))]
         image, *others = of_split or found or [None]
         if image is None:
             raise DataError(f"the image {frame.image} of {frame.png} is nowhere beneath {self.root}")
@@ -134,7 +141,7 @@ def _frame(
     for s in entry["segments_info"]:
         number, category = int(s["id"]), int(s["category_id"])
         track = s.get("track_id", s.get("instance_id"))
-        names_tracks |= track is not None
+        names_tracks |= "track_id" in s
         if track is not None:
             track = int(track) + 1  # they may count from 0
         else:
@@ -164,12 +171,12 @@ def _hold_tracks(frames: list[CocoFrame], things: tuple[int, ...]) -> bool:
     """Whether things keep their ids from frame to frame: the JSON names tracks, or each id of a video has one class and
     some ids recur."""
     if any(frame.names_tracks for frame in frames):
-        return all(video_of(frame.name) for frame in frames)
+        return all(video_of(frame.name) and not frame.png.name.endswith(CITYSCAPES) for frame in frames)
     classes: dict[tuple[str, int], int] = {}
     again = False
     for frame in frames:
         video = video_of(frame.name)
-        if video is None or frame.png.name.endswith("_gtFine_panoptic.png"):  # Cityscapes' own: single images
+        if video is None or frame.png.name.endswith(CITYSCAPES):
             return False
         for s in frame.segments:
             if s.semantic in things and not s.crowd and s.track:

@@ -49,7 +49,7 @@ class FileSource:
     """The common part of all data sets of files; a subclass reads one label file."""
 
     frames: list[FrameRef]
-    files: Sequence[Path] = ()  # beside those of the frames, what labels are read from
+    label_indexes: Sequence[Path] = ()  # files beside those of the frames that labels are read from
     space = DEFAULT_SPACE
     own_space: LabelSpace | None = None  # the same, if the root has a classes.json
 
@@ -154,7 +154,7 @@ def history_index(frames: Sequence[FrameRef], offsets: Sequence[int]) -> np.ndar
 def source_key(source: FrameSource, *settings) -> str:
     """A hash of a data set's files and of settings."""
     digest = hashlib.sha256(repr((*settings, str(getattr(source, "root", "")))).encode())
-    for path in getattr(source, "files", ()):
+    for path in getattr(source, "label_indexes", ()):
         digest.update(repr((path.stat().st_size, path.stat().st_mtime_ns)).encode())
     for frame in source.frames:
         entry = [frame.sequence, frame.number]

@@ -47,17 +47,12 @@ class Mots(FileSource):
             if match := re.fullmatch(r"(.+)_(\d+)", frame_name(path.stem, path, self.root)):
                 key = match[1], int(match[2])
                 if self._in_split(parts, match[1]):
-                    known = labels if labelled else images
-                    first = known.setdefault(key, path)
-                    if "image_02" in parts:  # KITTI's left camera, whose pictures are labelled
-                        known[key] = path
-                    elif first != path and "image_02" not in first.parts:
-                        raise DataError(f"{first} and {path} are both frame {key[1]} of {key[0]}: take one away")
+                    (labels if labelled else images).setdefault(key, []).append(path)
         if not labels:
             raise DataError(f"{self.root} holds no instances/<sequence>/<frame>.png of the split {split!r}")
         for sequence, number in sorted(labels.keys() - images.keys())[:1]:
-            raise DataError(f"the label file {labels[sequence, number]} is there without its image")
-        self.frames = ordered(FrameRef(*key, images[key], path) for key, path in labels.items())
+            raise DataError(f"the label file {labels[sequence, number][0]} is there without its image")
+        self.frames = ordered(FrameRef(*key, _one(images[key]), _one(paths)) for key, paths in labels.items())
 
     def _in_split(self, folders: tuple[str, ...], sequence: str) -> bool:
         named = {"train", "val", "test"} & set(folders)
@@ -68,6 +63,14 @@ class Mots(FileSource):
 
     def read_target(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         return read_mots(path)
+
+
+def _one(paths: list[Path]) -> Path:
+    """The file of a frame: of KITTI's left camera, whose pictures are labelled, or the only one. Raises DataError."""
+    first, *others = [path for path in paths if "image_02" in path.parts] or paths
+    if others:
+        raise DataError(f"{first} and {others[0]} are both of one frame: take one away")
+    return first
 
 
 def read_mots(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.io.files import whole
@@ -136,7 +136,14 @@ class Streets:
         self.frames = [FrameRef(f"{split}{seed:06d}", n) for seed in range(videos) for n in range(frames)]
         if self._missing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder.parents[1] / ".lock"):  # of several processes one renders
+            lock = FileLock(self.folder.with_name(f".{split}.lock"))  # of several processes one renders
+            try:
+                held = lock.acquire(timeout=2)
+            except Timeout:
+                if not int(os.environ.get("RANK", 0)):
+                    print(f"Streets: waiting for another process, which renders {self.folder}", flush=True)
+                held = lock.acquire()
+            with held:
                 self._render(self._missing(), workers)
 
     def _missing(self) -> list[int]:

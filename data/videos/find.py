@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):
     register_heif_opener()
     IMAGE_SUFFIXES += HEIC
 _NAMED = re.compile(r"(?P<sequence>.+)_(?P<number>\d+)_leftImg8bit")
-_NUMBERED = re.compile(r"(.+)_\d{6,}_panoptic\.png")
+_NUMBERED = re.compile(r"(.+)_\d{6}_panoptic\.png")
 _OURS = re.compile(r".*_(panoptic|overlay|gtFine\w*|labelIds|instanceIds)")  # files that may lie beside the images
 
 

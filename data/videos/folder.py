@@ -92,8 +92,8 @@ def fingerprint(checkpoint: Path, flags: dict[str, Any]) -> str:
 
 def check_masks(sequences: list[Sequence], folder: Path, count: int, restart: bool = False) -> None:
     """Raise DataError where a mask that --use_frames_before names is not there, and UsageError where masks would be
-    lost: of an earlier recording of a stream, which cannot go on, or what no inference made, as the labels of a data
-    set. Not where some masks are given: then the user knows of them."""
+    lost: those of an earlier recording of a stream, which cannot go on; and, where none is given, those that no
+    inference made, as the labels of a data set."""
     for sequence in sequences if not restart else ():
         part = tracks_part(folder, sequence.name)
         if is_stream(sequence.video) and part.exists() and part.stat().st_size:

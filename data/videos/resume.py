@@ -8,6 +8,7 @@ the last state before the first changed frame. A state is kept every KEPT_EVERY 
 import hashlib
 import io
 import json
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,12 @@ class States:
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
-            stored = torch.load(io.BytesIO(zlib.decompress(path.read_bytes())), weights_only=True)  # with its checksum
+            data = path.read_bytes()
+            if data[:2] != b"PK":
+                data = zlib.decompress(data)  # with its checksum
+            elif zipfile.ZipFile(io.BytesIO(data)).testzip():  # as an earlier version wrote it
+                return None
+            stored = torch.load(io.BytesIO(data), weights_only=True)
         except Exception:  # a missing or damaged state counts as none
             return None
         if (

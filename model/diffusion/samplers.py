@@ -78,7 +78,7 @@ def sample(
             # Classes come from the image and, more and more, from the last estimate, so that one step's errors stay.
             # Ids are decided by the noise: for them the last step counts alone.
             classes = output[:, : c.code_sizes[0]].clone()  # dense: 2 times faster to add on a CPU than a slice
-            kind = classes.dtype if len(times) == 2 else torch.float32  # of two the sum is rounded once in either
+            kind = classes.dtype if len(times) == 2 else torch.float32  # a sum of two is rounded once in either type
             total = classes.to(kind) if total is None else total.add_(classes)
         if k < len(times) - 1:
             x0 = expected_bits(output, c.code_sizes, c.code_bits, c.scale)

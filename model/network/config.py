@@ -37,12 +37,12 @@ class ModelConfig:
     encoder_depth: Annotated[int, "its layers"] = 12
     encoder_heads: Annotated[int, "its heads"] = 8
     dropout: Annotated[float, "dropout and stochastic depth of that transformer, in training"] = 0.0
-    map_channels: Annotated[int, "channels of the feature map, which has the denoiser's positions"] = 256
+    map_channels: Annotated[int, "channels of the image's feature map, at the denoiser's positions"] = 256
     published: Annotated[bool, "pyramid and denoiser as in the released code: docs/departures.md"] = False
     # denoiser
     dim: Annotated[int, "channels of a position, which is a patch of the mask"] = 128
     patch: Annotated[int, "side in mask pixels of one position of the denoiser"] = 1
-    pixel_dim: Annotated[int, "channels of a mask pixel before its answer, but as published"] = 32
+    pixel_dim: Annotated[int, "channels of a mask pixel before its answer; the published network has none"] = 32
     multipliers: Annotated[tuple[int, ...], "channels of each level, in units of dim"] = (1, 1, 2, 2)
     denoiser_depth: Annotated[int, "transformer layers at the lowest level"] = 6
     transformer_dim: Annotated[int, "their width"] = 512

@@ -141,7 +141,7 @@ class VideoPredictor(HubMixin):
         return not self.config.history_steps and self.model.config.history_length > 0
 
     def only_infer(self, cuda_graphs: bool = False, compile: bool = False) -> None:
-        """Make the model ready for a long run; it can no longer be trained or saved.
+        """Make the model ready for a long run; it can no longer be trained, saved or copied.
 
         Frozen norms are folded into its convolutions, which changes answers by rounding alone, and its weights are cast
         to the autocast type once. `cuda_graphs` runs the sampling loop as CUDA graphs; `compile` compiles the network,
