@@ -41,7 +41,7 @@ environment() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
     # torch and torchvision come as a pair; the build for this machine where its index answers, else the registry's.
     if ! torch_pair --torch-backend="${TORCH_BACKEND:-$(backend)}" 2>.venv/torch.log; then
-        say "PyTorch's own index has no build for this machine (.venv/torch.log says why); taking the registry's."
+        say "PyTorch's own index gave no build (.venv/torch.log says why); taking the registry's."
         torch_pair
     fi
     .venv/bin/uv pip install --compile-bytecode --quiet --python .venv/bin/python --requirement pyproject.toml --extra dev
