@@ -35,6 +35,7 @@ with cli.imports():
     import torch
     from tqdm import tqdm
 
+    from data.io.cores import usable_cores
     from data.io.export import export_cityscapes, export_kitti_step, write_json
     from data.io.label_files import (
         CITYSCAPES,
@@ -284,7 +285,7 @@ def evaluate(
     `shape_of` some frames."""
     portions = [(portion, things, space, reference) for portion in portions_of(frames)]
     portions.sort(key=lambda p: -len(p[0]))  # the longest first, so that no worker is left with it at the end
-    workers = max(1, min(workers or cores(), len(portions)))
+    workers = max(1, min(workers or usable_cores(), len(portions)))
     total = new_evaluation(things, space)
     problems: list[str] = []
     shapes = np.zeros((2, 2, 256), np.int64)
@@ -360,10 +361,6 @@ def through_mask(semantic: np.ndarray, track: np.ndarray, mask_size: Sequence[in
 
 def _work(portion: tuple) -> tuple:
     return evaluate_portion(*portion)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Times are medians. --json keeps them all. Nothing else should run on the machine
 
 import dataclasses
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -39,6 +38,7 @@ with cli.imports():
     from data.clips.clips import Clips
     from data.clips.mixture import TrainingStream
     from data.clips.settings import ClipFormat
+    from data.io.cores import usable_cores
     from data.io.images import write_image
     from data.sets.cityscapes import Cityscapes
     from data.streets.source import Streets, render_video
@@ -184,7 +184,7 @@ def measure_training(args) -> dict[str, float]:
     frames decoded, and again from the cache."""
     figures = {}
     size, count = ((64, 128), 4) if args.quick else (None, 48)
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cores()
     for preset in args.preset:
         settings = preset_settings(preset, train.RECIPE)
         config = settings.model

@@ -345,6 +345,22 @@ def test_a_portrait_frame_is_stored_whole(tmp_path):
     assert Cached(Painted(size=(24, 48)), (48, 96), tmp_path, margin=2.0).read(0)[0].shape == (24, 48, 3)
 
 
+def test_ids_of_more_than_16_bits_go_through_the_cache(tmp_path):
+    class Coloured(Painted):
+        """Its ids are colours, as COCO's are."""
+
+        def read_labels(self, i):
+            semantic, instance = super().read_labels(i)
+            return semantic, np.where(instance > 0, instance + 10_000_000, 0).astype(np.int32)
+
+        def read(self, i):
+            return super().read(i)[0], *self.read_labels(i)
+
+    through = Cached(Coloured(), (60, 128), tmp_path)
+    for _ in range(2):  # made, then read
+        assert np.array_equal(through.read(0)[2], Coloured().read(0)[2])
+
+
 def test_the_cache_is_announced_gone_on_with_and_given_up_where_there_is_no_room(tmp_path, monkeypatch):
     make_kitti(tmp_path / "kitti" / "train")
     source, said = KittiStep(tmp_path / "kitti"), []

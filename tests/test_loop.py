@@ -54,6 +54,32 @@ def test_averaged_classes_are_the_mean_of_all_steps_and_slots_those_of_the_last(
     assert torch.equal(answer[:, n:], last[:, n:])
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+@torch.inference_mode()
+def test_averaged_classes_are_rounded_once(steps):
+    """In bfloat16, where a sum of three that is rounded on its way would differ."""
+    model, outputs = lively_model(), []
+    image, history, x = frame(model.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        condition, times = model.denoiser.condition(model.encode(image), history), sampling_times(steps, 0.5)
+        answer = sample(
+            model, "ddim", condition, x, times, drawn(1, x), True, lambda *step: outputs.append(step[2].clone())
+        )
+    n = model.config.code_sizes[0]
+    mean = torch.stack(outputs)[:, :, :n].float().mean(dim=0).bfloat16()
+    assert answer.dtype == torch.bfloat16 and torch.equal(answer[:, :n], mean)
+
+
+def test_what_is_kept_of_one_size_is_not_taken_for_another():
+    """Coordinates, once a predictor is ready for a long run."""
+    plain, ready = (VideoPredictor(lively_model(), StreamConfig(2, 1, min_area=1), "cpu", "no") for _ in range(2))
+    ready.only_infer()
+    for size in ((32, 64), (64, 32), (32, 64), (24, 96)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        a, b = plain(image), ready(image)
+        assert np.array_equal(a.semantic, b.semantic) and np.array_equal(a.track, b.track)
+
+
 @torch.inference_mode()
 def test_the_callback_sees_each_step():
     model = lively_model()

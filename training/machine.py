@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
+from data.io.cores import usable_cores
 from model import Pix2SeqD
 from model.diffusion.draws import draw
 from model.diffusion.loss import LossConfig, training_loss
@@ -26,8 +27,7 @@ def loader_workers(config: TrainingConfig, accelerator: Accelerator) -> int:
     if accelerator.device.type == "cpu":
         return 2
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // beside))
+    return max(1, min(16, usable_cores() // beside))
 
 
 def sample_loader(samples: Dataset, batches: Any, config: TrainingConfig, accelerator: Accelerator) -> DataLoader:

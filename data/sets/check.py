@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.io.cores import usable_cores
 from data.io.files import whole
 from data.io.images import MAX_PIXELS, open_image
 from data.labels import VOID, DataError
@@ -64,7 +65,7 @@ def _look(source: FrameSource, quiet: bool) -> tuple[list[str], list[str]]:
             fault = f"{frame.image} is {size[0]}x{size[1]}, but its label {frame.label} is {width}x{height}"
         return fault, "" if fault or np.any(semantic != VOID) else str(frame.label)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(8, usable_cores())) as threads:
         frames = range(len(source.frames))
         results = tqdm(
             threads.map(one, frames), f"check {source.name}", len(frames), unit="frame", disable=quiet or None

@@ -6,12 +6,12 @@
 A video is a function of (split, seed): videos of one split are never those of another, whatever their seeds.
 """
 
-import os
 from pathlib import Path
 
 import cli
 
 with cli.imports():
+    from data.io.cores import usable_cores
     from data.streets.source import SPLITS
     from data.streets.write import write_cityscapes, write_kitti_step
 
@@ -25,7 +25,7 @@ DEFAULTS = {
         cli.Option("videos", 3, "number of videos; their seeds are 0, 1, 2 ..."),
         cli.Option("frames", 24, "frames of a video, 0.1 s apart"),
         cli.Option("image_size", (96, 320), "height and width in pixels", nargs=2, metavar=("H", "W")),
-        cli.Option("workers", os.cpu_count() or 1, "processes that render"),
+        cli.Option("workers", usable_cores(), "processes that render"),
     ],
 }
 

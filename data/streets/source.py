@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from data.io.cores import usable_cores
 from data.io.files import whole
 from data.labels import (
     CAR,
@@ -215,8 +216,7 @@ def _in_processes(function, jobs: list, workers: int | None, title: str) -> Iter
     """function(job) for each job, in order, with a progress bar; in this process where there is little to do."""
     if not jobs:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers if workers is not None else cores, len(jobs))
+    workers = min(workers if workers is not None else usable_cores(), len(jobs))
     bar = {"total": len(jobs), "desc": title, "unit": "video", "leave": False, "disable": len(jobs) < 3 or None}
     if workers <= 1 or len(jobs) < 3:
         yield from tqdm(map(function, jobs), **bar)

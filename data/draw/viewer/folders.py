@@ -54,7 +54,7 @@ def write_pages(
     inference = last_inference(output, input_folder)
     if inference is None:
         raise DataError(f"{output} holds no predictions (*_panoptic.png): run inference.py, or name its output folder")
-    if input_folder is not None and not inference.inputs.exists():
+    if input_folder is not None and not Path(inference.inputs).exists():
         raise DataError(
             f"--input_folder {input_folder} is missing: name the folder or the video that the frames are in"
         )
